@@ -1,0 +1,1 @@
+"""What a patch is: archives, TIFF decoding, checks, grouping and splitting, the packed store."""

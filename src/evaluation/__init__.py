@@ -1,0 +1,1 @@
+"""What a score means: metrics, intervals, calibration, operating point, baseline, figures."""

@@ -1,0 +1,1 @@
+"""The classifier: ResNet50 with preprocessing inside, freezing, the training loop, schedules."""

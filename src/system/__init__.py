@@ -1,0 +1,1 @@
+"""Durable writes, locks, determinism, logging, progress and errors, for every room."""

@@ -1,0 +1,152 @@
+"""Writes that are whole or absent: temporary name, fsync, rename, fsync of the folder.
+
+A folder of several files gets ``manifest.json`` (SHA-256 and size of each file), written last;
+readers call :func:`verify_folder` before they trust what lies there.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from src.system.errors import ProjectError
+
+MANIFEST = "manifest.json"
+_CHUNK_BYTES = 1 << 20
+
+
+class IntegrityError(ProjectError):
+    """A file is missing, extra or not the bytes its manifest names."""
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes as 64 hex digits, read in 1 MiB pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; on success it durably becomes ``path``.
+
+    If the block raises, the temporary file is removed and ``path`` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        yield temporary
+        _fsync_file(temporary)
+        temporary.replace(path)
+        _fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Durably write ``data`` to ``path``."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Durably write ``value`` as indented JSON with sorted keys; NaN and infinity are refused."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a missing or torn file is a :class:`ProjectError` that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ProjectError(f"file not found: {path}; run the stage that writes it") from error
+    except ValueError as error:
+        raise ProjectError(f"not valid JSON: {path} ({error}); run its stage again") from error
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``; on success it gets a manifest and becomes ``path``.
+
+    If the block raises, the folder is removed and what was at ``path`` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    token = uuid.uuid4().hex
+    temporary = path.parent / f".{path.name}.{token}.tmp"
+    retired = path.parent / f".{path.name}.{token}.old"
+    temporary.mkdir()
+    try:
+        yield temporary
+        write_manifest(temporary)
+        if path.exists():
+            path.replace(retired)
+        temporary.replace(path)
+        _fsync_folder(path.parent)
+    finally:
+        if retired.exists() and not path.exists():
+            retired.replace(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def write_manifest(folder: Path) -> None:
+    """Fsync every file below ``folder`` and write their SHA-256 and sizes to ``manifest.json``."""
+    files = _files_below(folder)
+    for file in files:
+        _fsync_file(file)
+    entries = {
+        file.relative_to(folder).as_posix(): {
+            "bytes": file.stat().st_size,
+            "sha256": sha256_file(file),
+        }
+        for file in files
+    }
+    write_json(folder / MANIFEST, {"files": entries})
+
+
+def verify_folder(folder: Path) -> dict[str, str]:
+    """Check every file of ``folder`` against its manifest; return relative path → SHA-256.
+
+    Raises
+    ------
+    IntegrityError
+        The manifest is missing, or a file is missing, extra, or has other bytes than it names.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise IntegrityError(f"manifest missing: {folder / MANIFEST}; run the stage that writes it")
+    entries: dict[str, dict[str, Any]] = read_json(folder / MANIFEST)["files"]
+    present = {file.relative_to(folder).as_posix() for file in _files_below(folder)}
+    for odd in sorted(present.symmetric_difference(entries)):
+        state = "not in the manifest" if odd in present else "missing"
+        raise IntegrityError(f"file {state}: {folder / odd}; run the stage that writes it again")
+    for name, entry in entries.items():
+        if sha256_file(folder / name) != entry["sha256"]:
+            raise IntegrityError(
+                f"sha256 mismatch: {folder / name} is not the file its manifest names; "
+                "run the stage that writes it again"
+            )
+    return {name: str(entry["sha256"]) for name, entry in entries.items()}
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.is_file() and f != folder / MANIFEST)
+
+
+def _fsync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync_folder(path: Path) -> None:
+    _fsync_file(path)

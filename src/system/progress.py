@@ -1,0 +1,56 @@
+"""Progress of long work: a bar with ETA on a terminal, a line now and then otherwise."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from logging import Logger
+
+_LINE_EVERY_S = 15.0
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def progress(task: str, total: int, unit: str, log: Logger) -> Iterator[Advance]:
+    """Yield ``advance(n)``, to be called as ``n`` more of ``total`` units are done."""
+    if sys.stdout.isatty():
+        with _bar(task, total, unit) as advance:
+            yield advance
+    else:
+        yield _lines(task, total, unit, log)
+
+
+def _lines(task: str, total: int, unit: str, log: Logger) -> Advance:
+    started = last = time.monotonic()
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY_S and done < total:
+            last = now
+            rate = done / (now - started)
+            eta_s = (total - done) / rate if rate else float("inf")
+            log.info(f"{task} {done:,} of {total:,} {unit}, {rate:,.0f}/s, {eta_s:,.0f} s left")
+
+    return advance
+
+
+@contextmanager
+def _bar(task: str, total: int, unit: str) -> Iterator[Advance]:
+    from rich import progress as bars
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn(unit),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, transient=True) as bar:
+        handle = bar.add_task(task, total=total)
+        yield lambda n: bar.advance(handle, n)

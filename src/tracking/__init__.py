@@ -1,0 +1,1 @@
+"""What happened: MLflow runs, registry, lineage. The only room that imports mlflow."""
