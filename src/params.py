@@ -81,6 +81,11 @@ class ModelParams(_Section):
         min_length=1,
         description="initial weights: imagenet (downloaded once), none (random), or a file",
     )
+    weights_sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 the weights file must have; null accepts Keras' published file only",
+    )
     input_size: int = Field(ge=32, le=512, description="side in px the patch is resized to")
     centre_crop: int | None = Field(
         default=None, ge=32, le=96, description="side in px kept around the centre; null keeps all"
@@ -218,6 +223,10 @@ class Params(_Section):
     register_: RegisterParams = Field(alias="register")
     predict: PredictParams
     runtime: RuntimeParams
+
+    def sections(self, *names: str) -> dict[str, Any]:
+        """The named sections as plain nested values, for a run's record."""
+        return {name: getattr(self, name).model_dump() for name in names}
 
 
 def load_params(path: Path = paths.PARAMS) -> Params:

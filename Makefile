@@ -1,0 +1,44 @@
+# The two commands a newcomer needs: `make repro` and `make test`. Both build .venv when it is
+# missing or older than requirements.lock.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: help repro test check lint ui lock deps bench clean venv
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+repro: venv  ## run the pipeline: archive to submission.csv (what is up to date is not run again)
+	dvc repro
+
+test: venv  ## run the tests
+	python -m pytest
+
+check: lint test  ## format check, linter, types and tests: what CI runs
+
+lint: venv
+	ruff format --check .
+	ruff check .
+	mypy
+
+ui: venv  ## compare runs in the browser: http://127.0.0.1:5000
+	mlflow ui
+
+lock: venv  ## resolve pyproject.toml anew into requirements.lock (needs uv)
+	uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes \
+	  --no-emit-index-url --no-header --upgrade pyproject.toml -o requirements.lock
+
+deps: venv  ## write each stage's import closure into dvc.yaml
+	python -m tests.pipeline.closure
+
+bench: venv  ## print the benchmark tables
+	@for bench in benchmarks/*.py; do echo "== $$bench"; python -m benchmarks.$$(basename $$bench .py) || exit 1; done
+
+clean:  ## delete what can be made again: .venv, caches, outputs (not mlflow.db and mlruns/)
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache data models reports submission
+
+venv:
+	@$(PYTHON) .ci/build_venv.py

@@ -1,0 +1,174 @@
+"""The archive's tables: ``train_labels.csv``, ``sample_submission.csv``, ``slides.csv``.
+
+Bytes in, checked values out. Rows are counted as a spreadsheet counts them: the header is row 1.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Collection, Iterator
+
+from src.system.errors import ProjectError
+
+LABELS_FILE = "train_labels.csv"
+SUBMISSION_FILE = "sample_submission.csv"
+SLIDES_FILE = "slides.csv"
+
+CLASSES = ("normal", "tumour")  # by label: 0, 1
+
+_ID = re.compile(r"[0-9a-f]{40}")
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
+_LABELS_HEADER = ("id", "label")
+_SLIDES_HEADERS = (("id", "slide"), ("id", "wsi"))
+_MAX_SHOWN = 60
+
+
+class TableError(ProjectError):
+    """A table of the archive is missing, malformed or contradicts itself."""
+
+
+def check_id(patch_id: str, where: str) -> None:
+    """Refuse anything but 40 lower-case hex digits; ``where`` says where it was found."""
+    if not _ID.fullmatch(patch_id):
+        raise TableError(
+            f"invalid id {_shown(patch_id)} in {where}: expected 40 lower-case hex digits, "
+            "without folder or ending; correct it"
+        )
+
+
+def parse_labels(data: bytes) -> dict[str, int]:
+    """Patch id → label, 0 normal or 1 tumour, from the bytes of ``train_labels.csv``.
+
+    Raises
+    ------
+    TableError
+        Not UTF-8, other columns than id,label, no rows, an id that is invalid or there twice, a
+        label that is missing or not 0 or 1, or only one class.
+    """
+    labels: dict[str, int] = {}
+    for row, (patch_id, text) in _rows(data, LABELS_FILE, "labels file", (_LABELS_HEADER,)):
+        check_id(patch_id, f"{LABELS_FILE} row {row}")
+        label = _parse_label(text, patch_id=patch_id, row=row)
+        if patch_id in labels:
+            _refuse_repeated(patch_id, same=labels[patch_id] == label, row=row)
+        labels[patch_id] = label
+    check_both_classes(labels.values())
+    return labels
+
+
+def check_both_classes(labels: Collection[int]) -> None:
+    """Refuse labels that are all the same: nothing can be learnt from one class."""
+    if len(set(labels)) < 2:
+        present = ", ".join(CLASSES[label] for label in set(labels)) or "no patch"
+        raise TableError(
+            f"need both classes in {LABELS_FILE}, got only: {present}; "
+            "add patches of the other class"
+        )
+
+
+def parse_submission_ids(data: bytes) -> list[str]:
+    """Patch ids in the order of ``sample_submission.csv``; its label column is a placeholder.
+
+    Raises
+    ------
+    TableError
+        Not UTF-8, other columns than id,label, no rows, an id that is invalid or there twice.
+    """
+    ids: dict[str, None] = {}
+    for row, (patch_id, _) in _rows(data, SUBMISSION_FILE, "submission file", (_LABELS_HEADER,)):
+        check_id(patch_id, f"{SUBMISSION_FILE} row {row}")
+        if patch_id in ids:
+            raise TableError(f"duplicate id {patch_id} in {SUBMISSION_FILE} row {row}; remove one")
+        ids[patch_id] = None
+    return list(ids)
+
+
+def parse_slides(data: bytes) -> dict[str, str]:
+    """Patch id → slide from the bytes of ``slides.csv``; patches with a blank slide are left out.
+
+    Raises
+    ------
+    TableError
+        Not UTF-8, other columns than id,slide or id,wsi, no rows, an id that is invalid or there
+        twice.
+    """
+    slides: dict[str, str] = {}
+    for row, (patch_id, text) in _rows(data, SLIDES_FILE, "slides file", _SLIDES_HEADERS):
+        check_id(patch_id, f"{SLIDES_FILE} row {row}")
+        slide = text.strip()
+        if patch_id in slides:
+            problem = "duplicate id" if slides[patch_id] == slide else "conflicting slides for id"
+            raise TableError(f"{problem} {patch_id} in {SLIDES_FILE} row {row}; keep one row")
+        slides[patch_id] = slide
+    return {patch_id: slide for patch_id, slide in slides.items() if slide}
+
+
+def _rows(
+    data: bytes, file: str, title: str, headers: tuple[tuple[str, str], ...]
+) -> Iterator[tuple[int, tuple[str, str]]]:
+    """Row number and the two fields of every row that isn't blank, after checking the header."""
+    text = _decode(data, file)
+    if not text.strip():
+        raise TableError(f"{title} is empty: {file}; fetch the archive again")
+    n_rows = 0
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        _check_header(next(reader), file, headers)
+        for fields in reader:
+            if not fields:
+                continue
+            if len(fields) != 2:
+                problem = "unexpected column" if len(fields) > 2 else "missing column"
+                raise TableError(
+                    f"{problem} in {file} row {reader.line_num}: expected 2 fields, "
+                    f"got {len(fields)}; correct the row"
+                )
+            n_rows += 1
+            yield reader.line_num, (fields[0], fields[1])
+    except csv.Error as error:
+        raise TableError(f"not valid CSV: {file} row {reader.line_num} ({error})") from error
+    if not n_rows:
+        raise TableError(f"{title} has no rows: {file}; fetch the archive again")
+
+
+def _decode(data: bytes, file: str) -> str:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TableError(f"not UTF-8: {file}; save it as UTF-8") from error
+    if "\0" in text:  # UTF-16 of plain letters, without a byte-order mark
+        raise TableError(f"not UTF-8: {file} holds NUL bytes; save it as UTF-8")
+    return text
+
+
+def _check_header(header: list[str], file: str, headers: tuple[tuple[str, str], ...]) -> None:
+    if tuple(header) in headers:
+        return
+    if len(header) > 2 and tuple(header[:2]) in headers:
+        raise TableError(f"unexpected column {_shown(header[2])} in {file}; remove it")
+    expected = " or ".join(",".join(columns) for columns in headers)
+    got = _shown(",".join(header), quoted=False)
+    raise TableError(f"expected columns {expected}; got {got} in {file}; correct the header")
+
+
+def _parse_label(text: str, *, patch_id: str, row: int) -> int:
+    if text in ("0", "1"):
+        return int(text)
+    if not text.strip():
+        raise TableError(
+            f"label missing for id {patch_id} in {LABELS_FILE} row {row}; fill in 0 or 1"
+        )
+    kind = "" if _WHOLE_NUMBER.fullmatch(text) else "integer "
+    raise TableError(
+        f"label must be {kind}0 or 1: row {row} of {LABELS_FILE} (got {_shown(text)}); correct it"
+    )
+
+
+def _refuse_repeated(patch_id: str, *, same: bool, row: int) -> None:
+    problem = "duplicate id" if same else "conflicting labels for id"
+    raise TableError(f"{problem} {patch_id} in {LABELS_FILE} row {row}; keep one row")
+
+
+def _shown(text: str, *, quoted: bool = True) -> str:
+    short = text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
+    return repr(short) if quoted else repr(short)[1:-1]

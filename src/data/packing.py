@@ -1,0 +1,331 @@
+"""Images of an archive to one packed array of pixels on disk, decoded by several processes.
+
+Each process reads the archive itself and writes its rows at their place in the file, so pixels
+never pass between processes. Neither the order of the archive nor the number of processes shows
+in the result. Bytes are written, not memory-mapped: mapped pages would count as memory used.
+"""
+
+import errno
+import io
+import itertools
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.data.archives import IMAGE_SUFFIX, Archive, BadPatchError, Member, Reader
+from src.data.flags import blank_flag
+from src.data.tiff import PATCH_BYTES, PATCH_SHAPE, PATCH_SIZE_PX, decode_patch, sha256_pixels
+from src.system.errors import ProjectError
+
+CHUNK_PATCHES = 256  # 7 MB of pixels
+_MIN_PATCHES_A_PROCESS = 1_000  # fewer are decoded sooner than a process starts
+_CHUNKS_WAITING = 4  # per process
+
+Advance = Callable[[int], None]
+
+
+class PackingError(ProjectError):
+    """The pixels can't be written, or more images are unreadable than allowed."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive patches of one subset, to be decoded into ``path`` from ``first_row`` on."""
+
+    subset: str
+    reader: Reader
+    members: tuple[Member, ...]
+    path: Path
+    first_row: int
+
+
+@dataclass(frozen=True)
+class DecodedChunk:
+    """What is known of a chunk once its n patches are written.
+
+    Attributes
+    ----------
+    digests
+        n SHA-256 of the pixels; '' where the image is unreadable.
+    blanks
+        n blank flags; '' for none.
+    sums, squares
+        (3,) int64, sum and sum of squares of each channel over all pixels of readable patches.
+    bad
+        Position in the chunk → why that image is unreadable.
+    """
+
+    subset: str
+    first_row: int
+    digests: list[str]
+    blanks: list[str]
+    sums: NDArray[np.int64]
+    squares: NDArray[np.int64]
+    bad: dict[int, str]
+
+
+@dataclass
+class PackedSubset:
+    """One subset's pixels on disk and what was learnt on the way.
+
+    Attributes
+    ----------
+    ids
+        In the order given.
+    rows
+        (n,) int64, each patch's row in the file; −1 for unreadable images, which have none.
+    digests, blanks
+        As in :class:`DecodedChunk`, one a patch.
+    bad
+        Id → why the image is unreadable.
+    sums, squares
+        (3,) int64 over the readable patches.
+    """
+
+    ids: Sequence[str]
+    path: Path
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    digests: list[str] = field(default_factory=list)
+    blanks: list[str] = field(default_factory=list)
+    bad: dict[str, str] = field(default_factory=dict)
+    sums: NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
+    squares: NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
+
+
+def pack_archive(
+    archive: Archive,
+    ids_of: dict[str, list[str]],
+    folder: Path,
+    *,
+    max_bad: int,
+    workers: int,
+    advance: Advance,
+) -> dict[str, PackedSubset]:
+    """Decode every image of ``ids_of`` (subset → ids) into ``folder/<subset>.npy``.
+
+    Rows stand in the order of the ids; unreadable images get none.
+
+    Parameters
+    ----------
+    max_bad
+        Unreadable images allowed in all subsets together.
+    workers
+        Processes; 0 = one a core.
+    advance
+        Called with the number of patches done since the last call.
+
+    Raises
+    ------
+    PackingError
+        More than ``max_bad`` images are unreadable, or the disk is full.
+    ArchiveError
+        The archive itself turns out to be damaged.
+    """
+    n_patches = sum(len(ids) for ids in ids_of.values())
+    _check_space(folder, n_patches)
+    packed = {subset: PackedSubset(ids, folder / f"{subset}.npy") for subset, ids in ids_of.items()}
+    for subset in packed.values():
+        _create(subset.path, len(subset.ids))
+    chunks = itertools.chain.from_iterable(
+        _chunks(archive, name, subset) for name, subset in packed.items()
+    )
+    for decoded in _decode_all(chunks, _n_processes(workers, n_patches)):
+        _add(packed[decoded.subset], decoded)
+        _check_bad(packed, max_bad)
+        advance(len(decoded.digests))
+    for subset in packed.values():
+        subset.rows = _close_gaps(subset)
+    return packed
+
+
+def decode_chunk(chunk: Chunk) -> DecodedChunk:
+    """Read, decode, hash and write the patches of one chunk."""
+    n = len(chunk.members)
+    pixels = np.zeros((n, *PATCH_SHAPE), np.uint8)
+    digests, blanks, bad = [""] * n, [""] * n, {}
+    sums, squares = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    with chunk.reader.open() as read:
+        for i, member in enumerate(chunk.members):
+            try:
+                pixels[i] = decode_patch(read(member))
+            except BadPatchError as error:
+                bad[i] = str(error)
+                continue
+            digests[i] = sha256_pixels(pixels[i])
+            patch_sums, patch_squares = _channel_sums(pixels[i])
+            blanks[i] = blank_flag(*channel_moments(patch_sums, patch_squares, n_patches=1))
+            sums += patch_sums
+            squares += patch_squares
+    _write_rows(chunk.path, chunk.first_row, pixels)
+    return DecodedChunk(chunk.subset, chunk.first_row, digests, blanks, sums, squares, bad)
+
+
+def channel_moments(
+    sums: NDArray[np.int64], squares: NDArray[np.int64], *, n_patches: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(3,) mean and (3,) standard deviation of each channel, in levels of 0 to 255."""
+    n = n_patches * PATCH_SIZE_PX**2
+    mean = sums / n
+    # n·Σx² − (Σx)² in whole numbers of any size: no cancellation
+    spread = [n * int(q) - int(s) ** 2 for s, q in zip(sums, squares, strict=True)]
+    return mean, np.sqrt(np.array(spread, dtype=np.float64)) / n
+
+
+def _channel_sums(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    # (96, 288): long rows add up an order of magnitude faster than (9216, 3)
+    levels = pixels.reshape(PATCH_SIZE_PX, -1).astype(np.uint32)
+    sums = levels.sum(axis=0, dtype=np.uint32).reshape(-1, 3).sum(axis=0, dtype=np.int64)
+    levels *= levels
+    squares = levels.sum(axis=0, dtype=np.uint32).reshape(-1, 3).sum(axis=0, dtype=np.int64)
+    return sums, squares
+
+
+def _chunks(archive: Archive, name: str, subset: PackedSubset) -> Iterator[Chunk]:
+    for first in range(0, len(subset.ids), CHUNK_PATCHES):
+        names = (f"{name}/{i}{IMAGE_SUFFIX}" for i in subset.ids[first : first + CHUNK_PATCHES])
+        members = tuple(member for member in map(archive.member, names) if member is not None)
+        yield Chunk(name, archive.reader, members, subset.path, first)
+
+
+def _n_processes(workers: int, n_patches: int) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(workers or cores or 1, n_patches // _MIN_PATCHES_A_PROCESS))
+
+
+def _decode_all(chunks: Iterator[Chunk], n_processes: int) -> Iterator[DecodedChunk]:
+    """The decoded chunks in the order of ``chunks``."""
+    if n_processes == 1:
+        yield from map(decode_chunk, chunks)
+        return
+    pool = ProcessPoolExecutor(
+        n_processes, multiprocessing.get_context("spawn"), initializer=_start_process
+    )
+    waiting: deque[Future[DecodedChunk]] = deque()
+    try:
+        for chunk in chunks:
+            with _interrupts_held():  # submitting starts processes, which inherit this
+                waiting.append(pool.submit(decode_chunk, chunk))
+            if len(waiting) > _CHUNKS_WAITING * n_processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise PackingError(
+            "a decoding process was killed, perhaps for lack of memory; "
+            "run again, with fewer runtime.workers if it happens again"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold back Ctrl-C, which goes to all processes of a terminal: the parent ends the work."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_process() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # a killed parent can't say that no more work will come
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _add(subset: PackedSubset, decoded: DecodedChunk) -> None:
+    subset.digests += decoded.digests
+    subset.blanks += decoded.blanks
+    subset.sums += decoded.sums
+    subset.squares += decoded.squares
+    for position, reason in decoded.bad.items():
+        subset.bad[subset.ids[decoded.first_row + position]] = reason
+
+
+def _check_bad(packed: dict[str, PackedSubset], max_bad: int) -> None:
+    bad = [
+        (f"{name}/{patch_id}{IMAGE_SUFFIX}", reason)
+        for name, subset in packed.items()
+        for patch_id, reason in subset.bad.items()
+    ]
+    if len(bad) > max_bad:
+        name, reason = bad[max_bad]
+        raise PackingError(
+            f"unreadable image {name}: {reason}; fetch the archive again, or set "
+            f"ingest.max_bad above {max_bad} to quarantine such images"
+        )
+
+
+def _close_gaps(subset: PackedSubset) -> NDArray[np.int64]:
+    """Move later patches up over the rows of unreadable images; return each patch's row or −1."""
+    kept = np.array([bool(digest) for digest in subset.digests], dtype=np.bool_)
+    rows = np.where(kept, np.cumsum(kept) - 1, -1)
+    moved = np.flatnonzero(kept & (rows != np.arange(len(rows))))
+    if len(moved) or not kept.all():
+        with subset.path.open("r+b") as file:
+            start = len(_header(len(kept)))
+            for old in moved:
+                pixels = os.pread(file.fileno(), PATCH_BYTES, start + int(old) * PATCH_BYTES)
+                os.pwrite(file.fileno(), pixels, start + int(rows[old]) * PATCH_BYTES)
+            file.write(_header(int(kept.sum())))
+            file.truncate(start + int(kept.sum()) * PATCH_BYTES)
+    return rows.astype(np.int64)
+
+
+def _create(path: Path, n: int) -> None:
+    """An array file of n patches whose pixels are still unwritten."""
+    header = _header(n)
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + n * PATCH_BYTES)
+
+
+def _header(n: int) -> bytes:
+    # numpy leaves room for the first dimension to grow: as long for any n
+    buffer = io.BytesIO()
+    description = {"descr": "|u1", "fortran_order": False, "shape": (n, *PATCH_SHAPE)}
+    np.lib.format.write_array_header_1_0(buffer, description)
+    return buffer.getvalue()
+
+
+def _write_rows(path: Path, first_row: int, pixels: NDArray[np.uint8]) -> None:
+    data = pixels.data.cast("B")
+    try:
+        with path.open("r+b", buffering=0) as file:
+            file.seek(len(_header(0)) + first_row * PATCH_BYTES)
+            while data:
+                data = data[file.write(data) :]
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PackingError(f"disk full: writing {path}; free some space") from error
+        raise
+
+
+def _check_space(folder: Path, n_patches: int) -> None:
+    free = shutil.disk_usage(folder).free
+    needed = n_patches * PATCH_BYTES
+    if needed > free:
+        raise PackingError(
+            f"disk full: {needed / 1e9:,.1f} GB needed in {folder.parent}, "
+            f"{free / 1e9:,.1f} GB free; free some space"
+        )

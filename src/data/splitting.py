@@ -1,0 +1,292 @@
+"""Train, val and holdout by whole groups, with class fractions near those of all patches.
+
+The split is a pure function of ids, labels, groups, fractions and seed; the order of the rows
+doesn't matter. Groups of several patches are dealt out at random and then exchanged until each
+split is near its share of both classes; groups of one patch fill what is left, class by class.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from src.system.errors import ProjectError
+
+SPLITS = ("train", "val", "holdout")
+TRAIN = SPLITS.index("train")
+CLASSES = ("normal", "tumour")
+
+_PROPOSALS_A_ROUND = 2_000
+_MAX_ROUNDS = 400
+_ROUNDS_WITHOUT_GAIN = 12
+_COST_OF_MISSING_CLASS = 10.0
+
+Counts = NDArray[np.float64]  # patches: (splits, classes) or (groups, classes)
+
+
+class SplitError(ProjectError):
+    """These patches can't be split as asked."""
+
+
+@dataclass(frozen=True)
+class Fractions:
+    """Shares of the labelled patches wanted in val and holdout; train gets the rest."""
+
+    val: float
+    holdout: float
+
+    def as_array(self) -> NDArray[np.float64]:
+        """(3,) in the order of ``SPLITS``; sums to 1."""
+        return np.array([1.0 - self.val - self.holdout, self.val, self.holdout])
+
+
+def split_groups(
+    *,
+    ids: NDArray[np.str_],
+    labels: NDArray[np.uint8],
+    groups: NDArray[np.str_],
+    train_only: NDArray[np.bool_],
+    fractions: Fractions,
+    seed: int,
+) -> NDArray[np.str_]:
+    """The split of each of n patches: (n,) str of ``SPLITS``, every group whole.
+
+    Parameters
+    ----------
+    ids : (n,) unique; they alone decide in which order patches are taken
+    labels : (n,) 0 normal, 1 tumour
+    groups : (n,) group names
+    train_only : (n,) True where the patch's group must not leave train
+
+    Raises
+    ------
+    SplitError
+        Fewer than 3 groups, one class only, or a split that is left without one of the classes.
+    """
+    order = np.argsort(ids, kind="stable")
+    names, group_of_patch = np.unique(groups[order], return_inverse=True)
+    per_group = _count_classes(group_of_patch, labels[order], len(names))
+    pinned = np.zeros(len(names), dtype=bool)
+    pinned[group_of_patch[train_only[order]]] = True
+    _check_groups(per_group, pinned)
+
+    rng = np.random.default_rng(seed)
+    split_of_group = _assign(per_group, pinned, fractions.as_array(), rng)
+    _check_splits(split_of_group, per_group)
+    splits = np.empty(len(ids), dtype=np.dtype("U7"))
+    splits[order] = np.array(SPLITS)[split_of_group[group_of_patch]]
+    return splits
+
+
+def summarise_splits(labelled: pd.DataFrame, split: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Counts of patches and groups, by class, of each split.
+
+    ``labelled`` has columns id, label; ``split`` has id, split, group.
+    """
+    joined = split.merge(labelled[["id", "label"]], on="id", validate="one_to_one")
+    summary = {}
+    for name in SPLITS:
+        part = joined[joined["split"] == name]
+        by_label = part.groupby("label")["group"].nunique()
+        summary[name] = {
+            "n_patches": len(part),
+            "n_tumour": int(part["label"].sum()),
+            "tumour_fraction": float(part["label"].mean()),
+            "n_groups": int(part["group"].nunique()),
+            "n_groups_with_normal": int(by_label.get(0, 0)),
+            "n_groups_with_tumour": int(by_label.get(1, 0)),
+        }
+    return summary
+
+
+def audit_leaks(labelled: pd.DataFrame, split: pd.DataFrame) -> dict[str, int]:
+    """Count what would be a leak, from the split's rows alone; all are 0 in a sound split.
+
+    ``labelled`` has columns id, slide (nullable), sha256; ``split`` has id, split, group.
+    """
+    joined = labelled.merge(split, on="id", how="outer", indicator=True)
+    return {
+        "groups_crossing_splits": _n_crossing(joined, "group"),
+        "slides_crossing_splits": _n_crossing(joined, "slide"),
+        "identical_pixels_crossing_splits": _n_crossing(joined, "sha256"),
+        "patches_not_in_exactly_one_split": int(
+            (joined["_merge"] != "both").sum()
+            + joined["id"].duplicated().sum()
+            + (~split["split"].isin(SPLITS)).sum()
+        ),
+    }
+
+
+def _n_crossing(joined: pd.DataFrame, key: str) -> int:
+    splits_per_key = joined.dropna(subset=[key]).groupby(key)["split"].nunique()
+    return int((splits_per_key > 1).sum())
+
+
+def _count_classes(
+    group_of_patch: NDArray[np.intp], labels: NDArray[np.uint8], n_groups: int
+) -> Counts:
+    cells = np.bincount(group_of_patch * 2 + labels.astype(np.intp), minlength=2 * n_groups)
+    return cells.reshape(n_groups, 2).astype(np.float64)
+
+
+def _assign(
+    per_group: Counts,
+    pinned: NDArray[np.bool_],
+    fractions: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> NDArray[np.intp]:
+    split_of_group = np.full(len(per_group), TRAIN, dtype=np.intp)
+    single = (per_group.sum(axis=1) == 1) & ~pinned
+    several = np.flatnonzero(~single & ~pinned)
+    fixed = np.zeros((3, 2))
+    fixed[TRAIN] = per_group[pinned].sum(axis=0)
+
+    # singles keep their own proportions, so the larger groups aim at the share of all but them
+    wanted = np.outer(fractions, per_group[~single].sum(axis=0))
+    dealt = _deal(per_group[several], fixed, wanted, rng)
+    split_of_group[several] = _exchange(dealt, per_group[several], fixed, wanted, rng)
+
+    filled = fixed + _per_split(split_of_group[several], per_group[several])
+    need = np.outer(fractions, per_group.sum(axis=0)) - filled
+    for label in range(2):
+        members = np.flatnonzero(single & (per_group[:, label] == 1))
+        shares = _apportion(len(members), need[:, label], lacking=filled[:, label] == 0)
+        split_of_group[rng.permutation(members)] = np.repeat(np.arange(3), shares)
+    return split_of_group
+
+
+def _deal(
+    per_group: Counts, fixed: Counts, wanted: Counts, rng: np.random.Generator
+) -> NDArray[np.intp]:
+    """Each group, in random order, to the split that still needs most of what it holds.
+
+    The order is not by size: that would put all the large slides in train.
+    """
+    split_of_group = np.empty(len(per_group), dtype=np.intp)
+    need = (wanted - fixed).tolist()
+    weight = per_group.tolist()
+    for group in rng.permutation(len(per_group)).tolist():
+        normal, tumour = weight[group]
+        split = max(range(3), key=lambda s: normal * need[s][0] + tumour * need[s][1])
+        need[split][0] -= normal
+        need[split][1] -= tumour
+        split_of_group[group] = split
+    return split_of_group
+
+
+def _exchange(
+    split_of_group: NDArray[np.intp],
+    per_group: Counts,
+    fixed: Counts,
+    wanted: Counts,
+    rng: np.random.Generator,
+) -> NDArray[np.intp]:
+    """Local search: move a group, or swap two, as long as that brings the splits nearer."""
+    if len(per_group) == 0:
+        return split_of_group
+    splits = split_of_group.copy()
+    counts = fixed + _per_split(splits, per_group)
+    cost = float(_cost(counts, wanted))
+    rounds_without_gain = 0
+    for _ in range(_MAX_ROUNDS):
+        moved, partner, target, swap = _propose(splits, rng)
+        delta = per_group[moved] - swap[:, None] * per_group[partner]
+        tried = np.repeat(counts[None], len(moved), axis=0)
+        each = np.arange(len(moved))
+        tried[each, splits[moved]] -= delta
+        tried[each, target] += delta
+        costs = _cost(tried, wanted)
+        best = int(np.argmin(costs))
+        if costs[best] < cost - 1e-12:
+            cost, counts, rounds_without_gain = float(costs[best]), tried[best], 0
+            if swap[best]:
+                splits[partner[best]] = splits[moved[best]]
+            splits[moved[best]] = target[best]
+        else:
+            rounds_without_gain += 1
+        if rounds_without_gain == _ROUNDS_WITHOUT_GAIN:
+            break
+    return splits
+
+
+def _propose(
+    splits: NDArray[np.intp], rng: np.random.Generator
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
+    """Random (group to move, partner, split to move to, whether the partner comes back)."""
+    moved = rng.integers(len(splits), size=_PROPOSALS_A_ROUND)
+    partner = rng.integers(len(splits), size=_PROPOSALS_A_ROUND)
+    anywhere = rng.integers(3, size=_PROPOSALS_A_ROUND)
+    swap = rng.random(_PROPOSALS_A_ROUND) < 0.75
+    target = np.where(swap, splits[partner], anywhere)
+    return moved, partner, target, swap
+
+
+def _cost(counts: Counts, wanted: Counts) -> NDArray[np.float64]:
+    """Squared relative miss of each class in each split, summed: 0 where all is as wanted.
+
+    It covers size and class fraction at once: both are right when both class counts are.
+    ``counts`` is (..., 3, 2); the result has its leading shape.
+    """
+    relative = counts / np.maximum(wanted, 1e-9) - 1.0
+    missing = (counts <= 0) & (wanted > 0)
+    total = np.sum(relative**2 + _COST_OF_MISSING_CLASS * missing, axis=(-2, -1))
+    return np.asarray(total, dtype=np.float64)
+
+
+def _per_split(split_of_group: NDArray[np.intp], per_group: Counts) -> Counts:
+    counts = np.zeros((3, 2))
+    np.add.at(counts, split_of_group, per_group)
+    return counts
+
+
+def _apportion(
+    n: int, need: NDArray[np.float64], *, lacking: NDArray[np.bool_]
+) -> NDArray[np.intp]:
+    """Share ``n`` single patches of one class among the splits, by largest remainder.
+
+    A split that is ``lacking`` the class gets at least one while another can spare it.
+    """
+    share = np.maximum(need, 0.0)
+    exact = n * share / share.sum() if share.sum() > 0 else np.array([float(n), 0.0, 0.0])
+    shares: NDArray[np.intp] = np.floor(exact).astype(np.intp)
+    by_remainder = np.argsort(shares - exact, kind="stable")
+    shares[by_remainder[: n - int(shares.sum())]] += 1
+    for split in np.flatnonzero(lacking & (shares == 0)):
+        giver = int(np.argmax(shares))
+        if shares[giver] > 1:
+            shares[giver] -= 1
+            shares[split] += 1
+    return shares
+
+
+def _check_groups(per_group: Counts, pinned: NDArray[np.bool_]) -> None:
+    n_groups, n_pinned = len(per_group), int(pinned.sum())
+    if n_groups < 3:
+        raise SplitError(
+            f"{n_groups} groups of labelled patches, train, val and holdout need at least 3; "
+            "use an archive with more slides, or without slides.csv to split by patch"
+        )
+    if n_groups - n_pinned < 2:
+        raise SplitError(
+            f"only {n_groups - n_pinned} of {n_groups} groups may leave train (the others hold "
+            "patches of unknown slide), val and holdout need 2; name more patches' slides"
+        )
+    for label, name in enumerate(CLASSES):
+        if per_group[:, label].sum() == 0:
+            raise SplitError(f"need both classes to split; no {name} patch among the labelled ones")
+
+
+def _check_splits(split_of_group: NDArray[np.intp], per_group: Counts) -> None:
+    for split, split_name in enumerate(SPLITS):
+        inside = per_group[split_of_group == split]
+        for label, class_name in enumerate(CLASSES):
+            if inside[:, label].sum() == 0:
+                n_with = int((per_group[:, label] > 0).sum())
+                raise SplitError(
+                    f"split {split_name} would hold no {class_name} patch: {n_with} of "
+                    f"{len(per_group)} groups hold any, and each split needs one; use an archive "
+                    f"with more groups that hold {class_name} patches, or raise "
+                    "split.val_fraction or split.holdout_fraction"
+                )

@@ -1,0 +1,286 @@
+"""From ``models/finetuned`` to figures one can believe and a model that can be served.
+
+``predictions.parquet`` is written first; every metric, table and picture is computed from it.
+Temperature and threshold come from val, reported figures from holdout.
+"""
+
+from logging import Logger
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src import paths
+from src.params import EvaluateParams, Params, load_params
+from src.system.cli import run
+from src.system.durable import read_json, replacing_folder, write_json
+from src.system.log import configure, get_logger
+
+if TYPE_CHECKING:
+    import keras
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from src.data.labelled import LabelledPatches
+    from src.evaluation.metrics_report import Report
+    from src.evaluation.operating_point import OperatingPoint
+
+
+def main() -> None:
+    """Score val and holdout beside a colour baseline; calibrate, report, write models/final."""
+    params = load_params()
+    configure(params.runtime.verbosity)
+    log = get_logger("evaluate")
+    model = load_model(params)
+    write_predictions(predict(model, params, log))
+    predictions = read_predictions()
+    operating_point = operating_point_on_val(predictions, params.evaluate)
+    report = report_of(predictions, operating_point, params.evaluate)
+    write_json(paths.METRICS, report)
+    write_plots(predictions, operating_point, report)
+    write_final(model, operating_point)
+    log_to_run(predictions, operating_point, report, log)
+    say(report, log)
+
+
+def load_model(params: Params) -> "keras.Model":
+    """Start TensorFlow and load the verified ``models/finetuned``."""
+    from src.model.inference import load_classifier
+    from src.system.determinism import start_tensorflow
+
+    runtime = params.runtime
+    start_tensorflow(
+        seed=params.evaluate.seed, threads=runtime.threads, quiet=runtime.quiet_tensorflow
+    )
+    return load_classifier(paths.FINETUNED_MODEL)
+
+
+def predict(model: "keras.Model", params: Params, log: Logger) -> "pd.DataFrame":
+    """What model and baseline say of each val and holdout patch, with a temperature from val.
+
+    One row a patch: id, split, group, label, logit, probability, baseline_probability.
+    """
+    from src.data.labelled import load_split
+    from src.model.inference import predict_logits
+
+    train, val, holdout = load_split("train"), load_split("val"), load_split("holdout")
+    logits = [
+        predict_logits(
+            model,
+            split.pixels,
+            split.rows,
+            batch_size=params.runtime.inference_batch_size,
+            log=log,
+            task=f"{split.split}: scored",
+        )
+        for split in (val, holdout)
+    ]
+    histograms = [_histograms(split, log) for split in (train, val, holdout)]
+    log.info(f"scored {len(val):,} val and {len(holdout):,} holdout patches")
+    return predictions_of(train, (val, holdout), logits=logits, histograms=histograms)
+
+
+def predictions_of(
+    train: "LabelledPatches",
+    scored_splits: "tuple[LabelledPatches, LabelledPatches]",
+    *,
+    logits: list[NDArray[np.float64]],
+    histograms: list[NDArray[np.float32]],
+) -> "pd.DataFrame":
+    """The table of :func:`predict` from what was computed of the pixels.
+
+    ``scored_splits`` are val and holdout; ``logits`` belong to them, ``histograms`` to train, val
+    and holdout. The temperature is fitted on val, the baseline on train.
+    """
+    import pandas as pd
+
+    from src.evaluation.baseline import baseline_probability, fit_baseline
+    from src.evaluation.calibration import fit_temperature, probability
+
+    baseline = fit_baseline(histograms[0], train.labels)
+    temperature = fit_temperature(scored_splits[0].labels, logits[0])
+    tables = [
+        pd.DataFrame(
+            {
+                "id": split.ids,
+                "split": split.split,
+                "group": split.groups,
+                "label": split.labels.astype(np.int8),
+                "logit": split_logits,
+                "probability": probability(split_logits, temperature=temperature),
+                "baseline_probability": baseline_probability(baseline, split_histograms),
+            }
+        )
+        for split, split_logits, split_histograms in zip(
+            scored_splits, logits, histograms[1:], strict=True
+        )
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _histograms(patches: "LabelledPatches", log: Logger) -> NDArray[np.float32]:
+    from src.evaluation.baseline import colour_histograms
+    from src.system.progress import progress
+
+    with progress(f"{patches.split}: histograms", len(patches), "patches", log) as advance:
+        return colour_histograms(patches.pixels, patches.rows, advance=advance)
+
+
+def write_predictions(predictions: "pd.DataFrame") -> None:
+    """Write ``reports/evaluate`` with its manifest."""
+    with replacing_folder(paths.EVALUATE) as folder:
+        predictions.to_parquet(folder / paths.PREDICTIONS.name, index=False)
+
+
+def read_predictions() -> "pd.DataFrame":
+    """All rows of ``predictions.parquet``."""
+    import pandas as pd
+
+    return pd.read_parquet(paths.PREDICTIONS)
+
+
+def operating_point_on_val(predictions: "pd.DataFrame", params: EvaluateParams) -> "OperatingPoint":
+    """Temperature and threshold from the val rows alone."""
+    from src.evaluation.calibration import fit_temperature
+    from src.evaluation.operating_point import OperatingPoint, choose_threshold
+
+    val = _rows(predictions, "val")
+    rule = params.operating_point.model_dump()
+    return OperatingPoint(
+        rule=rule,
+        threshold=choose_threshold(rule, val["label"], val["probability"]),
+        temperature=fit_temperature(val["label"], val["logit"]),
+    )
+
+
+def report_of(
+    predictions: "pd.DataFrame", operating_point: "OperatingPoint", params: EvaluateParams
+) -> "Report":
+    """The content of ``metrics.json``."""
+    from src.data.identity import is_slide_disjoint
+    from src.evaluation.metrics_report import metrics_report
+
+    return metrics_report(
+        predictions,
+        operating_point,
+        slide_disjoint=is_slide_disjoint(),
+        n_resamples=params.n_resamples,
+        confidence=params.confidence,
+        seed=params.seed,
+    )
+
+
+def write_plots(
+    predictions: "pd.DataFrame", operating_point: "OperatingPoint", report: "Report"
+) -> None:
+    """Write ``reports/plots``: a CSV for each plot of ``dvc plots``, and the pictures."""
+    from src.evaluation.figures import learning_curves
+    from src.evaluation.plots import plot_tables
+
+    fits = [read_json(folder / "fit.json") for folder in (paths.HEAD_MODEL, paths.FINETUNED_MODEL)]
+    holdout = _rows(predictions, "holdout")
+    tables = plot_tables(holdout, fits, threshold=operating_point.threshold)
+    figures = pictures(predictions, operating_point, report)
+    figures["learning_curves"] = learning_curves(*fits)
+    with replacing_folder(paths.PLOTS) as folder:
+        for name, table in tables.items():
+            table.to_csv(folder / f"{name}.csv", index=False)
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png")
+
+
+def pictures(
+    predictions: "pd.DataFrame", operating_point: "OperatingPoint", report: "Report"
+) -> "dict[str, Figure]":
+    """Pictures of the holdout rows, by name: roc, precision_recall, confusion, reliability."""
+    from src.evaluation import figures
+    from src.evaluation.calibration import probability
+    from src.evaluation.metrics import scored
+
+    rows = _rows(predictions, "holdout")
+    patches = scored(rows["label"], rows["probability"], threshold=operating_point.threshold)
+    holdout = report["holdout"]
+    return {
+        "roc": figures.roc(
+            patches,
+            scored(rows["label"], rows["baseline_probability"]),
+            auroc=_interval(holdout, "auroc"),
+            baseline_auroc=report["baseline"]["auroc"],
+        ),
+        "precision_recall": figures.precision_recall(
+            patches, average_precision=_interval(holdout, "average_precision")
+        ),
+        "confusion": figures.confusion(patches),
+        "reliability": figures.reliability(
+            rows["label"].to_numpy(),
+            probability(rows["logit"], temperature=1.0),
+            patches.scores,
+            temperature=operating_point.temperature,
+        ),
+    }
+
+
+def write_final(model: "keras.Model", operating_point: "OperatingPoint") -> None:
+    """Write ``models/final``: the calibrated classifier, how to decide, what it was trained on."""
+    from src.data.labelled import load_split
+    from src.model.final import probability_classifier
+    from src.model.inference import MODEL_FILE
+
+    training_ids = sorted(load_split("train").ids.tolist())
+    calibrated = probability_classifier(model, temperature=operating_point.temperature)
+    with replacing_folder(paths.FINAL_MODEL) as folder:
+        calibrated.save(folder / MODEL_FILE)
+        write_json(folder / "operating_point.json", operating_point.as_json())
+        (folder / "training_ids.txt").write_text("\n".join(training_ids) + "\n", encoding="utf-8")
+
+
+def log_to_run(
+    predictions: "pd.DataFrame",
+    operating_point: "OperatingPoint",
+    report: "Report",
+    log: Logger,
+) -> None:
+    """Add the report and its pictures to the MLflow run that fine-tuned the model."""
+    from src.tracking.runs import add_evaluation, ensure_run
+
+    run_id = ensure_run(paths.FINETUNED_MODEL)
+    tags = {name: str(report[name]).lower() for name in ("beats_baseline", "slide_disjoint")}
+    add_evaluation(run_id, report, pictures(predictions, operating_point, report), tags)
+    log.info(f"added metrics and pictures to MLflow run {run_id}")
+
+
+def say(report: "Report", log: Logger) -> None:
+    """One line of log per fact, the verdict last."""
+    from src.evaluation.calibration import at_bound
+    from src.evaluation.intervals import FEW_GROUPS
+    from src.evaluation.metrics_report import verdict
+
+    point, n_groups = report["operating_point"], report["holdout"]["n_groups"]
+    log.info(
+        f"from val: temperature {point['temperature']:.3f}, threshold {point['threshold']:.4f}"
+    )
+    if at_bound(point["temperature"]):
+        log.warning("the temperature ran into its bound: the logits tell nothing of val")
+    for name, reason in report["undefined"].items():
+        log.warning(f"{name} left out: {reason}")
+    if n_groups < FEW_GROUPS:
+        log.warning(
+            f"{n_groups} groups in holdout, fewer than {FEW_GROUPS}: intervals are too narrow"
+        )
+    if not report["slide_disjoint"]:
+        log.warning("scores are optimistic: the split is not by slide")
+    log.info(verdict(report))
+
+
+def _rows(predictions: "pd.DataFrame", split: str) -> "pd.DataFrame":
+    return predictions[predictions["split"] == split]
+
+
+def _interval(values: dict[str, Any], name: str) -> Any:
+    from src.evaluation.intervals import Interval
+
+    return Interval(values[name], values[f"{name}_low"], values[f"{name}_high"])
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,49 @@
+"""Stage ``finetune``: the top residual blocks as well as the head."""
+
+from src import paths
+from src.params import Params, load_params
+from src.system.cli import run
+from src.system.durable import read_json
+from src.system.log import configure, get_logger
+
+
+def main() -> None:
+    """Fine-tune the top finetune.depth residual blocks: writes models/finetuned and one MLflow run.
+
+    Starts from models/head; depth, BatchNorm mode, rate, schedule and class weights come from the
+    section finetune of params.yaml.
+    """
+    params = load_params()
+    configure(params.runtime.verbosity)
+    finetune_stage(params)
+
+
+def finetune_stage(params: Params) -> None:
+    """Start from the trained head, fit the top blocks, save and log."""
+    from src.model.inference import load_classifier
+    from src.model.phases import finetune_top
+    from src.model.saving import RUN_FILE
+    from src.system.determinism import start_tensorflow
+    from src.training import run_phase
+
+    environment = start_tensorflow(
+        seed=params.finetune.seed,
+        threads=params.runtime.threads,
+        quiet=params.runtime.quiet_tensorflow,
+    )
+    model = load_classifier(paths.HEAD_MODEL)
+    run_phase(
+        stage="finetune",
+        model=model,
+        fit_phase=lambda setting: finetune_top(model, params.finetune, setting),
+        folder=paths.FINETUNED_MODEL,
+        params=params,
+        section=params.finetune,
+        environment=environment,
+        parent_run_id=str(read_json(paths.HEAD_MODEL / RUN_FILE)["run_id"]),
+        log=get_logger("finetune"),
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,109 @@
+"""Learning-rate schedules: the rate of every step, as plain numbers.
+
+A new schedule is one entry of :data:`SCHEDULES` and its parameters in ``src.params``; the contract
+test in ``tests/model/test_schedules.py`` covers every entry.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from src import params
+
+
+class Schedule(ABC):
+    """The rate of each training step; steps are counted from 0 over the whole phase."""
+
+    def __init__(self, *, peak: float, steps_per_epoch: int, epochs: int) -> None:
+        self.peak = peak
+        self.steps_per_epoch = steps_per_epoch
+        self.n_steps = steps_per_epoch * epochs
+
+    @abstractmethod
+    def rate(self, step: int) -> float:
+        """Learning rate of step ``step``."""
+
+    def after_epoch(self, val_loss: float) -> None:  # noqa: B027 - most schedules don't listen
+        """Hear how an epoch went."""
+
+    def state(self) -> dict[str, Any]:
+        """What must be kept, besides the step, to go on after an interruption."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027 - most schedules have none
+        """Take back what :meth:`state` gave."""
+
+
+class Constant(Schedule):
+    """The peak rate throughout."""
+
+    def rate(self, step: int) -> float:  # noqa: ARG002
+        return self.peak
+
+
+class Cosine(Schedule):
+    """Linear warm-up to the peak, then half a cosine down to ``final_fraction`` of it.
+
+    Loshchilov & Hutter 2017 (SGDR), eq. 5, one cycle.
+    """
+
+    def __init__(self, spec: params.CosineSchedule, **shape: Any) -> None:
+        super().__init__(**shape)
+        self.n_warmup = min(round(spec.warmup_epochs * self.steps_per_epoch), self.n_steps)
+        self.final_fraction = spec.final_fraction
+
+    def rate(self, step: int) -> float:
+        if step < self.n_warmup:
+            return self.peak * (step + 1) / self.n_warmup
+        n_falling = max(1, self.n_steps - 1 - self.n_warmup)
+        progress = min(1.0, (step - self.n_warmup) / n_falling)
+        fall = 0.5 * (1 + math.cos(math.pi * progress))
+        return self.peak * (self.final_fraction + (1 - self.final_fraction) * fall)
+
+
+class Plateau(Schedule):
+    """The rate falls by ``factor`` when val loss has not gone down for ``patience`` epochs."""
+
+    def __init__(self, spec: params.PlateauSchedule, **shape: Any) -> None:
+        super().__init__(**shape)
+        self.spec = spec
+        self.current = self.peak
+        self.best = math.inf
+        self.epochs_since_best = 0
+
+    def rate(self, step: int) -> float:  # noqa: ARG002
+        return self.current
+
+    def after_epoch(self, val_loss: float) -> None:
+        if val_loss < self.best:
+            self.best, self.epochs_since_best = val_loss, 0
+            return
+        self.epochs_since_best += 1
+        if self.epochs_since_best >= self.spec.patience:
+            self.current = max(self.spec.min_rate, self.current * self.spec.factor)
+            self.epochs_since_best = 0
+
+    def state(self) -> dict[str, Any]:
+        best = None if math.isinf(self.best) else self.best
+        return {"rate": self.current, "best": best, "epochs_since_best": self.epochs_since_best}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.current = state["rate"]
+        self.best = math.inf if state["best"] is None else state["best"]
+        self.epochs_since_best = state["epochs_since_best"]
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": lambda _spec, **shape: Constant(**shape),
+    "cosine": Cosine,
+    "plateau": Plateau,
+}
+
+
+def make_schedule(
+    spec: params.Schedule, *, peak: float, steps_per_epoch: int, epochs: int
+) -> Schedule:
+    """The schedule ``spec`` names, for a phase of ``epochs`` × ``steps_per_epoch`` steps."""
+    shape = {"peak": peak, "steps_per_epoch": steps_per_epoch, "epochs": epochs}
+    return SCHEDULES[spec.name](spec, **shape)

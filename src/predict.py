@@ -1,0 +1,200 @@
+"""Predict the unlabelled patches with the registered version that ``register`` named."""
+
+from dataclasses import dataclass
+from logging import Logger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src import paths
+from src.params import Params, load_params
+from src.system.cli import run
+from src.system.durable import read_json, replacing_folder, write_json
+from src.system.errors import ProjectError
+from src.system.log import configure, get_logger
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from src.tracking.registry import VersionFiles
+
+
+class PredictionError(ProjectError):
+    """The submission can't be made, or would not be what Kaggle expects."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The table to send in, and which of its ids had no readable image.
+
+    ``table`` has columns ``id``, ``label`` (a probability), in the order of
+    ``sample_submission.csv``. ``prevalence``, the share of tumour among labelled patches, stands
+    for the quarantined.
+    """
+
+    table: "pd.DataFrame"
+    quarantined: list[str]
+    prevalence: float
+
+
+def main() -> None:
+    """Predict the test patches with the champion and write submission.csv and lineage.json."""
+    params = load_params()
+    configure(params.runtime.verbosity)
+    log = get_logger("predict")
+    start(params)
+    registration = read_json(paths.REGISTRATION)
+    version = load_chosen(registration, unpromoted=params.predict.unpromoted, log=log)
+    submission = predict(version, batch_size=params.runtime.inference_batch_size, log=log)
+    write_submission(
+        paths.SUBMISSION_DIR,
+        submission,
+        version,
+        role=registration["predict_with"]["role"],
+        data_digests=read_json(paths.INGEST_REPORT)["digests"],
+    )
+    log.info(
+        f"{len(submission.table):,} rows in {paths.SUBMISSION.relative_to(paths.ROOT)}, "
+        f"mean probability {submission.table['label'].mean():.3f}, "
+        f"{len(submission.quarantined):,} quarantined"
+    )
+
+
+def start(params: Params) -> None:
+    """Start TensorFlow as ``evaluate`` does, so that probabilities agree."""
+    from src.system.determinism import start_tensorflow
+
+    runtime = params.runtime
+    # nothing random happens here: any seed will do
+    start_tensorflow(seed=0, threads=runtime.threads, quiet=runtime.quiet_tensorflow)
+
+
+def load_chosen(registration: dict[str, Any], *, unpromoted: str, log: Logger) -> "VersionFiles":
+    """Load the version that ``registration.json`` names, verified.
+
+    Raises
+    ------
+    PredictionError
+        It is unpromoted, and ``predict.unpromoted`` says ``refuse``.
+    """
+    from src.tracking.registry import load_version
+
+    name, chosen = registration["name"], registration["predict_with"]
+    if chosen["role"] == "unpromoted":
+        if unpromoted == "refuse":
+            raise PredictionError(
+                f"no champion of {name} stands and predict.unpromoted is refuse: "
+                f"{'; '.join(registration['reasons'])}; improve the model, or set "
+                "predict.unpromoted: allow to predict with the challenger"
+            )
+        log.warning(f"no champion stands: predicting with version {chosen['version']}, unpromoted")
+    version = load_version(name, int(chosen["version"]))
+    log.info(f"{name} version {version.version} ({chosen['role']}): files verified and loaded")
+    return version
+
+
+def predict(version: "VersionFiles", *, batch_size: int, log: Logger) -> Submission:
+    """Probability of every test patch; quarantined ones get the training prevalence."""
+    from src.data.packed import open_pixels, read_patches
+    from src.model.inference import predict_probabilities
+
+    patches = read_patches(paths.INGEST)
+    test = in_submission_order(patches)
+    is_readable = (test["row"] >= 0).to_numpy()
+    rows = test["row"].to_numpy(dtype=np.int64)[is_readable]
+    probabilities = np.full(len(test), training_prevalence(patches))
+    probabilities[is_readable] = predict_probabilities(
+        version.model,
+        open_pixels("test", paths.INGEST, verify=True),
+        rows,
+        batch_size=batch_size,
+        log=log,
+    )
+    table = submission_table(test["id"].to_numpy(), probabilities)
+    quarantined = test["id"][~is_readable].tolist()
+    return Submission(table, quarantined, training_prevalence(patches))
+
+
+def in_submission_order(patches: "pd.DataFrame") -> "pd.DataFrame":
+    """The test rows of ``patches.parquet`` in the order of ``sample_submission.csv``.
+
+    Raises
+    ------
+    PredictionError
+        There are none, or their positions aren't 0 … n-1, each once.
+    """
+    test = patches[patches["subset"] == "test"].sort_values("submission_order")
+    if test.empty:
+        raise PredictionError("no test patches in patches.parquet; run: dvc repro ingest")
+    order = test["submission_order"]
+    if order.isna().any() or order.tolist() != list(range(len(test))):
+        raise PredictionError(
+            f"submission_order of the {len(test):,} test patches is not 0 … {len(test) - 1:,}, "
+            "each once; run: dvc repro --force ingest"
+        )
+    return test.reset_index(drop=True)
+
+
+def training_prevalence(patches: "pd.DataFrame") -> float:
+    """Share of tumour among the labelled patches."""
+    return float(patches.loc[patches["subset"] == "train", "label"].mean())
+
+
+def submission_table(
+    ids: NDArray[np.object_], probabilities: NDArray[np.float64]
+) -> "pd.DataFrame":
+    """The columns ``id``, ``label``, checked.
+
+    Raises
+    ------
+    PredictionError
+        An id comes twice, or a probability is not a finite number in [0, 1].
+    """
+    import pandas as pd
+
+    table = pd.DataFrame({"id": ids, "label": probabilities})
+    repeated = table["id"][table["id"].duplicated()]
+    if len(repeated):
+        raise PredictionError(
+            f"{len(repeated):,} ids come twice, first: {repeated.iloc[0]}; run: dvc repro ingest"
+        )
+    wrong = table[~table["label"].between(0, 1)]  # NaN isn't between
+    if len(wrong):
+        raise PredictionError(
+            f"{len(wrong):,} probabilities are not in [0, 1], first: {wrong['label'].iloc[0]} for "
+            f"{wrong['id'].iloc[0]}; the model is broken: run: dvc repro --force finetune"
+        )
+    return table
+
+
+def write_submission(
+    folder: Path,
+    submission: Submission,
+    version: "VersionFiles",
+    *,
+    role: str,
+    data_digests: dict[str, Any],
+) -> None:
+    """Write ``submission.csv`` and ``lineage.json``; both appear together or not at all."""
+    from src.tracking.lineage import submission_lineage
+
+    with replacing_folder(folder) as temporary:
+        csv = temporary / paths.SUBMISSION.name
+        # 9 significant digits tell any two float32 apart
+        submission.table.to_csv(csv, index=False, float_format="%.9g", lineterminator="\n")
+        lineage = submission_lineage(
+            submission=csv,
+            n_rows=len(submission.table),
+            quarantined=submission.quarantined,
+            quarantined_probability=submission.prevalence,
+            version=version,
+            role=role,
+            data_digests=data_digests,
+        )
+        write_json(temporary / paths.LINEAGE.name, lineage)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,380 @@
+"""One MLflow run for ``train`` and one for ``finetune``: begun, filled, ended, restored.
+
+No active run and no global state: every call names its run. A store that goes away while a model
+trains costs a warning, not the training.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from src import paths
+from src.system.durable import read_json, verify_folder
+from src.system.log import get_logger
+from src.tracking import lineage, pictures
+from src.tracking.logged_models import log_model
+from src.tracking.processes import ProcessIdentity, is_known_dead, this_process
+from src.tracking.records import RunRecord, flat_metrics, run_name, run_params, run_tags
+from src.tracking.store import Store, cause_of, connect, reporting
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow.entities import Metric, Run
+
+__all__ = ["RunRecord", "TrainingRun", "add_evaluation", "ensure_run", "training_run"]
+
+MODEL_NAME = "resnet50"
+
+_PROCESS_TAGS = ("hcd.host", "hcd.pid", "hcd.started")
+_METRICS_A_BATCH = 1000  # MLflow's limits
+_PARAMS_A_BATCH = 100
+_LONGEST_TAG = 5000
+_TRY_AGAIN_AFTER_S = 60.0
+
+
+class TrainingRun:
+    """A run that is being filled."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.run_id = run_id
+        self._store = store
+        self._unsent: list[Metric] = []
+        self._epochs: set[int] = set()
+        self._is_warned = False
+        self._try_again_at = 0.0
+        self._log = get_logger("tracking")
+
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of one epoch, counted from 1, with ``learning_rate`` among them.
+
+        Where the store doesn't answer they stay in memory and go with a later call.
+        """
+        from mlflow.exceptions import MlflowException
+
+        self._keep(epoch, metrics)
+        if time.monotonic() < self._try_again_at:
+            return
+        try:
+            self._send()
+        except MlflowException as error:
+            self._try_again_at = time.monotonic() + _TRY_AGAIN_AFTER_S
+            self._warn_once(error)
+
+    def log_result(
+        self, fit: Mapping[str, Any], model_path: Path, pictures_: Mapping[str, "Figure"]
+    ) -> None:
+        """Log what ``fit.json`` says, the pictures under ``pictures/`` and the model.
+
+        Raises
+        ------
+        TrackingError
+            The store doesn't take it; ``register`` logs the run anew from the files then.
+        """
+        for row in fit["history"]:
+            if row["epoch"] not in self._epochs:
+                self._keep(row["epoch"], row)
+        with reporting(f"did not take the result of run {self.run_id}"):
+            self._send()
+            _log_metrics(self._store, self.run_id, _summary(fit))
+            _set_tags(self._store, self.run_id, _result_tags(fit))
+            _log_documents(self._store, self.run_id, fit)
+            _log_pictures(self._store, self.run_id, {**pictures.of_fit(fit), **pictures_})
+            log_model(self._store, model_path, name=MODEL_NAME, run_id=self.run_id, extras={})
+
+    def _keep(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        self._unsent += _metrics(values, step=epoch)
+        self._epochs.add(epoch)
+
+    def _send(self) -> None:
+        for batch in _batches(self._unsent, _METRICS_A_BATCH):
+            self._store.client.log_batch(self.run_id, metrics=batch)
+        self._unsent = []
+
+    def _warn_once(self, error: Exception) -> None:
+        if not self._is_warned:
+            self._is_warned = True
+            self._log.warning(
+                f"MLflow doesn't take metrics now ({cause_of(error)}); training goes on, "
+                "they are kept and sent later"
+            )
+
+
+@contextmanager
+def training_run(record: RunRecord) -> Iterator[TrainingRun]:
+    """Begin a run and end it as FINISHED, FAILED (an error) or KILLED (Ctrl-C, SIGTERM).
+
+    Runs of this stage that are RUNNING although their process is gone (kill -9) are ended first.
+
+    Raises
+    ------
+    TrackingError
+        The store can't be reached, or doesn't take the start or the end of the run.
+    """
+    store = connect()
+    with reporting("did not take a new run"):
+        close_orphans(store, record.stage)
+        run_id = _begin(store, record)
+    with _ending(store, run_id), _sigterm_as_exit():
+        with reporting(f"did not take the parameters of run {run_id}"):
+            _describe(store, run_id, record)
+        yield TrainingRun(store, run_id)
+
+
+def ensure_run(folder: Path) -> str:
+    """The id of the run that made a model folder, logged anew where the store has lost it.
+
+    The store knows the run of ``run.json`` after training; it doesn't when ``mlflow.db`` was
+    deleted, or DVC fetched the folder from its cache. Then a run is made from ``run.json``,
+    ``fit.json`` and ``model.keras``, tagged ``restored``, and the head's run before it.
+    """
+    run = read_json(folder / "run.json")
+    record, run_id = RunRecord(**run["record"]), str(run["run_id"])
+    store = connect()
+    with reporting("can't be searched"):
+        known = run_id if _exists(store, run_id) else _restored(store, run_id)
+    return known if known is not None else _restore(store, folder, record, run_id)
+
+
+def add_evaluation(
+    run_id: str,
+    metrics: Mapping[str, Any],
+    pictures_: Mapping[str, "Figure"],
+    tags: Mapping[str, str],
+) -> None:
+    """Add what ``evaluate`` found to a run: numbers (nested names are joined by dots), pictures.
+
+    Raises
+    ------
+    TrackingError
+        The store doesn't take it.
+    """
+    store = connect()
+    with reporting(f"did not take the evaluation of run {run_id}"):
+        _log_metrics(store, run_id, flat_metrics(metrics))
+        _log_pictures(store, run_id, pictures_)
+        _set_tags(store, run_id, tags)
+
+
+def lacks_metrics(run_id: str, metrics: Mapping[str, Any]) -> bool:
+    """Whether a run, restored perhaps, has not got all of the (nested) metrics' names."""
+    store = connect()
+    with reporting("can't be searched"):
+        logged = store.client.get_run(run_id).data.metrics
+    return not set(flat_metrics(metrics)) <= set(logged)
+
+
+def close_orphans(store: Store, stage: str) -> list[str]:
+    """End as KILLED the stage's RUNNING runs whose process on this host is gone; return their ids.
+
+    A run ends when it last logged, so that its duration isn't the time until someone noticed.
+    """
+    running = store.client.search_runs(
+        [store.experiment_id],
+        filter_string=f"attributes.status = 'RUNNING' and tags.stage = '{stage}'",
+    )
+    orphans = [run for run in running if _is_orphan(run)]
+    for run in orphans:
+        store.client.set_terminated(
+            run.info.run_id, status="KILLED", end_time=_last_logged_ms(store, run)
+        )
+    return [str(run.info.run_id) for run in orphans]
+
+
+def _is_orphan(run: "Run") -> bool:
+    host, pid, started = (run.data.tags.get(name) for name in _PROCESS_TAGS)
+    if host is None or pid is None or started is None:
+        return False
+    return is_known_dead(ProcessIdentity(host, int(pid), started))
+
+
+def _last_logged_ms(store: Store, run: "Run") -> int:
+    times = [int(run.info.start_time)]
+    for name in run.data.metrics:
+        history = store.client.get_metric_history(run.info.run_id, name)
+        times += [int(metric.timestamp) for metric in history]
+    return max(times)
+
+
+def _begin(store: Store, record: RunRecord, tags: Mapping[str, str] | None = None) -> str:
+    process = asdict(this_process())
+    writer = dict(zip(_PROCESS_TAGS, map(str, process.values()), strict=True))
+    run = store.client.create_run(
+        store.experiment_id,
+        run_name=run_name(record),
+        tags={**run_tags(record), **writer, **(tags or {})},
+    )
+    return str(run.info.run_id)
+
+
+def _describe(store: Store, run_id: str, record: RunRecord) -> None:
+    from mlflow.entities import Param
+
+    params = [Param(name, value) for name, value in run_params(record).items()]
+    for batch in _batches(params, _PARAMS_A_BATCH):
+        store.client.log_batch(run_id, params=batch)
+    store.client.log_dict(run_id, dict(record.class_weights), "class_weights.json")
+    store.client.log_inputs(run_id, datasets=[_dataset_input(record.dataset)])
+
+
+def _dataset_input(dataset: Mapping[str, Any]) -> Any:
+    import json
+
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    entity = Dataset(
+        name=dataset["name"],
+        digest=dataset["digest"],
+        source_type="local",
+        source=json.dumps({"uri": dataset["source"]}),
+        profile=json.dumps({"n_train": dataset["n_train"], "n_val": dataset["n_val"]}),
+    )
+    return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
+
+
+@contextmanager
+def _ending(store: Store, run_id: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        _end_quietly(store, run_id, "KILLED")
+        raise
+    except BaseException:
+        _end_quietly(store, run_id, "FAILED")
+        raise
+    with reporting(f"did not take the end of run {run_id}"):
+        store.client.set_terminated(run_id, status="FINISHED")
+
+
+def _end_quietly(store: Store, run_id: str, status: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with suppress(MlflowException):  # the error that ended the run is the one to report
+        store.client.set_terminated(run_id, status=status)
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM (a scheduler, ``docker stop``) unwind the stack, so that the run is ended."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield  # whoever handles it already decides what it means
+        return
+
+    def exit_now(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+        raise SystemExit(128 + signum)
+
+    signal.signal(signal.SIGTERM, exit_now)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exists(store: Store, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = store.client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return False
+        raise
+    return bool(run.info.lifecycle_stage == "active")
+
+
+def _restored(store: Store, run_id: str) -> str | None:
+    found = store.client.search_runs(
+        [store.experiment_id],
+        filter_string=f"attributes.status = 'FINISHED' and tags.restored_from = '{run_id}'",
+        max_results=1,
+    )
+    return str(found[0].info.run_id) if found else None
+
+
+def _restore(store: Store, folder: Path, record: RunRecord, lost_run_id: str) -> str:
+    verify_folder(folder)
+    if record.parent_run_id is not None:
+        record = _with_parent(record, folder.with_name(paths.HEAD_MODEL.name))
+    with reporting("did not take a restored run"):
+        tags = {"restored": "true", "restored_from": lost_run_id}
+        run_id = _begin(store, record, tags)
+    with _ending(store, run_id):
+        with reporting(f"did not take the parameters of run {run_id}"):
+            _describe(store, run_id, record)
+        fit = read_json(folder / "fit.json")
+        TrainingRun(store, run_id).log_result(fit, folder / "model.keras", {})
+    get_logger("tracking").info(
+        f"run {lost_run_id} of {record.stage} is not in the store: logged anew as {run_id}"
+    )
+    return run_id
+
+
+def _with_parent(record: RunRecord, head: Path) -> RunRecord:
+    """The record with its head's present run, where the head's folder lies beside it."""
+    is_its_head = (head / "run.json").is_file() and (
+        read_json(head / "run.json")["run_id"] == record.parent_run_id
+    )
+    if not is_its_head:
+        return record
+    return RunRecord(**{**record.to_json(), "parent_run_id": ensure_run(head)})
+
+
+def _summary(fit: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers that compare runs at a glance: the best epoch's, counts and wall time."""
+    best = next(row for row in fit["history"] if row["epoch"] == fit["best_epoch"])
+    scores = {f"best_{name}": value for name, value in best.items() if name.startswith("val_")}
+    counts = {
+        name: fit[name]
+        for name in ("best_epoch", "wall_s", "trainable_parameters", "total_parameters")
+    }
+    return flat_metrics({**scores, **counts, "stopped_early": int(fit["stopped_early"])})
+
+
+def _result_tags(fit: Mapping[str, Any]) -> dict[str, str]:
+    environment = {f"env.{name}": str(value) for name, value in _environment(fit).items()}
+    return {"final_weights_sha256": fit["final_weights_sha256"], **environment}
+
+
+def _environment(fit: Mapping[str, Any]) -> dict[str, Any]:
+    return {**lineage.software(), **fit["environment"]}
+
+
+def _log_documents(store: Store, run_id: str, fit: Mapping[str, Any]) -> None:
+    store.client.log_dict(run_id, dict(fit), "fit.json")
+    store.client.log_dict(run_id, _environment(fit), "env.json")
+
+
+def _log_pictures(store: Store, run_id: str, figures: Mapping[str, "Figure"]) -> None:
+    for name, figure in figures.items():
+        file_name = name if Path(name).suffix else f"{name}.png"
+        store.client.log_figure(run_id, figure, f"pictures/{file_name}")
+
+
+def _log_metrics(store: Store, run_id: str, values: Mapping[str, float]) -> None:
+    for batch in _batches(_metrics(values, step=0), _METRICS_A_BATCH):
+        store.client.log_batch(run_id, metrics=batch)
+
+
+def _metrics(values: Mapping[str, float], *, step: int) -> "list[Metric]":
+    from mlflow.entities import Metric
+
+    now_ms = time.time_ns() // 1_000_000
+    return [Metric(name, float(value), now_ms, step) for name, value in values.items()]
+
+
+def _set_tags(store: Store, run_id: str, tags: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    entities = [RunTag(name, value[:_LONGEST_TAG]) for name, value in tags.items()]
+    store.client.log_batch(run_id, tags=entities)
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterable[list[Any]]:
+    return (list(items[start : start + size]) for start in range(0, len(items), size))

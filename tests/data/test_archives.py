@@ -1,0 +1,86 @@
+"""Every source of ``SOURCES`` shows the same members with the same bytes."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from src.data.archives import SOURCES, ArchiveError, open_archive
+from tests.data.archives import patch_id, tiny_files, write_archive, write_zip
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_contract(tmp_path: Path, kind: str) -> None:
+    """Catches a source that loses, invents or renames members."""
+    files = tiny_files()
+    archive = open_archive(write_archive(kind, tmp_path, files | {"train/notes.txt": b"x"}))
+    assert archive.kind == kind
+    assert sorted(archive.images("train") or []) == [patch_id(n) for n in range(1, 7)]
+    assert sorted(archive.images("test") or []) == [patch_id(n) for n in range(101, 104)]
+    assert archive.images("valid") is None
+    assert archive.member("train/none.tif") is None
+    assert archive.read("slides.csv") is None
+    assert {name: archive.read(name) for name in files} == files
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_reader_travels_to_other_processes_as_a_few_bytes(tmp_path: Path, kind: str) -> None:
+    """Catches the directory of 277,485 members being sent along with every chunk."""
+    files = tiny_files(n_train=300)
+    archive = open_archive(write_archive(kind, tmp_path, files))
+    packed = pickle.dumps(archive.reader)
+    assert len(packed) < 1_000
+    member = archive.member("train_labels.csv")
+    assert member is not None
+    with pickle.loads(packed).open() as read:
+        assert read(member) == files["train_labels.csv"]
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_linked_archive_is_read(tmp_path: Path, kind: str) -> None:
+    """Catches refusing the link that DVC may put in place of a tracked archive."""
+    target = write_archive(kind, tmp_path, tiny_files())
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    assert len(open_archive(link).images("train") or []) == 6
+
+
+def test_zip_behind_other_bytes_is_read(tmp_path: Path) -> None:
+    """Catches offsets taken from the start of the file where the zip begins later."""
+    path = write_zip(tmp_path / "archive.zip", tiny_files())
+    path.write_bytes(b"#!/bin/sh\n" + path.read_bytes())
+    assert open_archive(path).read("train_labels.csv") == tiny_files()["train_labels.csv"]
+
+
+def test_stored_members_are_read(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "archive.zip", tiny_files(), zipfile.ZIP_STORED)
+    assert open_archive(path).read("train_labels.csv") == tiny_files()["train_labels.csv"]
+
+
+def test_zip64_offsets_are_read(tmp_path: Path) -> None:
+    """Catches Kaggle's zip, over 4 GiB in newer dumps, being read at the wrong places."""
+    path = tmp_path / "archive.zip"
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        for name, data in tiny_files().items():
+            with archive.open(name, "w", force_zip64=True) as member:
+                member.write(data)
+    assert open_archive(path).read("train_labels.csv") == tiny_files()["train_labels.csv"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compression_is_refused(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "archive.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("train_labels.csv", b"id,label\n" * 10)
+    with pytest.raises(ArchiveError, match=f"compression method {method}"):
+        open_archive(path)
+
+
+def test_encrypted_member_is_refused(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "archive.zip", {"train_labels.csv": b"id,label\n"})
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    with pytest.raises(ArchiveError, match="encrypted member"):
+        open_archive(path)

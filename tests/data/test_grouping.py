@@ -1,0 +1,85 @@
+"""Groups: who must stay on one side of a split."""
+
+import numpy as np
+import pandas as pd
+
+from src.data.grouping import connected_components, group_patches
+
+
+def grouped(ids, slides, digests):
+    grouping = group_patches(
+        pd.Series(ids), pd.Series(slides, dtype="str"), pd.Series(digests, dtype="str")
+    )
+    return grouping, dict(zip(ids, grouping.names.tolist(), strict=True))
+
+
+def test_group_is_the_slide_where_slides_are_known():
+    grouping, groups = grouped(["a", "b", "c"], ["s1", "s2", "s1"], ["x", "y", "z"])
+    assert groups == {"a": "s1", "b": "s2", "c": "s1"}
+    assert grouping.slide_disjoint
+    assert not grouping.train_only.any()
+
+
+def test_identical_pixels_join_two_slides():
+    """Grouping by slide alone would put the same pixels in train and holdout."""
+    grouping, groups = grouped(
+        ["a", "b", "c", "d"], ["s2", "s1", "s2", "s3"], ["same", "same", "y", "z"]
+    )
+    assert groups == {"a": "s1", "b": "s1", "c": "s1", "d": "s3"}
+    assert grouping.n_slides_joined == 2
+    assert grouping.n_duplicates == 2
+
+
+def test_joins_are_followed_through_a_chain():
+    """s1 – s2 by x, s2 – s3 by y: one pass of pairwise merging leaves s1 and s3 apart."""
+    _, groups = grouped(["a", "b", "c", "d"], ["s3", "s2", "s2", "s1"], ["y", "y", "x", "x"])
+    assert set(groups.values()) == {"s1"}
+
+
+def test_without_slides_identical_patches_share_a_group_named_by_the_first_id():
+    grouping, groups = grouped(["b", "c", "a"], [None, None, None], ["x", "y", "x"])
+    assert groups == {"a": "patch:a", "b": "patch:a", "c": "patch:c"}
+    assert not grouping.slide_disjoint
+    assert not grouping.train_only.any(), "without any slide nothing is kept back in train"
+
+
+def test_unknown_slides_are_own_groups_and_train_only():
+    """Filling gaps with some slide, or letting them into holdout, leaks (trap 2)."""
+    grouping, groups = grouped(["a", "b", "c"], ["s1", None, None], ["x", "y", "z"])
+    assert groups == {"a": "s1", "b": "patch:b", "c": "patch:c"}
+    assert grouping.train_only.tolist() == [False, True, True]
+    assert grouping.n_without_slide == 2
+    assert not grouping.slide_disjoint, "an unknown patch may come from a slide in holdout"
+
+
+def test_a_slide_with_the_pixels_of_an_unknown_patch_is_train_only_as_a_whole():
+    grouping, groups = grouped(["a", "b", "c"], ["s1", "s1", None], ["x", "y", "x"])
+    assert set(groups.values()) == {"s1"}
+    assert grouping.train_only.all()
+
+
+def test_names_do_not_depend_on_row_order():
+    rng = np.random.default_rng(0)
+    ids = [f"{i:03d}" for i in range(200)]
+    slides = [None if i % 7 == 0 else f"s{i % 20}" for i in range(200)]
+    digests = [f"d{i // 2 if i < 20 else i}" for i in range(200)]
+    _, expected = grouped(ids, slides, digests)
+    order = rng.permutation(200)
+    _, shuffled = grouped(*([column[i] for i in order] for column in (ids, slides, digests)))
+    assert shuffled == expected
+
+
+def test_equal_texts_in_different_keys_do_not_connect():
+    """A slide called like another patch's digest is a coincidence, not a link."""
+    components = connected_components([pd.Series(["k", "l"]), pd.Series(["m", "k"])])
+    assert components[0] != components[1]
+
+
+def test_a_frame_with_gaps_in_its_index_is_grouped_by_position():
+    """A filtered table keeps its old index; aligning on it would shift the groups."""
+    table = pd.DataFrame(
+        {"id": ["a", "b", "c"], "slide": ["s1", "s2", "s1"], "sha256": ["x", "y", "z"]},
+        index=[7, 2, 5],
+    )
+    names = group_patches(table["id"], table["slide"], table["sha256"]).names
+    assert names.tolist() == ["s1", "s2", "s1"]

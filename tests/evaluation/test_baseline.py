@@ -1,0 +1,81 @@
+"""The colour baseline: right histograms, separates colour, learns nothing from shuffled labels."""
+
+import numpy as np
+import pytest
+
+from src.evaluation.baseline import (
+    N_FEATURES,
+    baseline_probability,
+    colour_histograms,
+    fit_baseline,
+)
+from src.evaluation.metrics import auroc
+from src.system.errors import ProjectError
+
+
+def _noise(n, seed=0, side=16):
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def test_one_colour_by_hand():
+    """(255, 0, 130) lies in levels 15, 0 and 8 of 16, and in (3, 0, 2) of 4 × 4 × 4."""
+    pixels = np.broadcast_to(np.array([255, 0, 130], np.uint8), (1, 8, 8, 3))
+    histogram = colour_histograms(pixels, np.array([0]))[0]
+    assert histogram.shape == (N_FEATURES,)
+    expected = [15, 16 + 0, 32 + 8, 48 + 3 * 16 + 0 * 4 + 2]
+    np.testing.assert_array_equal(np.flatnonzero(histogram), expected)
+    np.testing.assert_array_equal(histogram[expected], 1)
+
+
+def test_equals_numpy_histograms_in_the_order_of_rows():
+    """Offsets that run into the next patch, rows mixed up, a chunk's end dropped."""
+    pixels = _noise(150)
+    rows = np.random.default_rng(1).permutation(150)[:131]
+    histograms = colour_histograms(pixels, rows)
+    for row, histogram in zip(rows, histograms, strict=True):
+        flat = pixels[row].reshape(-1, 3)
+        channels = [np.histogram(flat[:, c], bins=16, range=(0, 256))[0] for c in range(3)]
+        coarse = np.histogramdd(flat, bins=4, range=[(0, 256)] * 3)[0].ravel()
+        expected = np.concatenate([*channels, coarse]) / 256
+        np.testing.assert_allclose(histogram, expected, rtol=1e-6)
+
+
+def test_reads_a_mapped_file_and_reports_every_patch(tmp_path):
+    pixels = _noise(70)
+    np.save(tmp_path / "train.npy", pixels)
+    done = []
+    mapped = np.load(tmp_path / "train.npy", mmap_mode="r")
+    histograms = colour_histograms(mapped, np.arange(70), advance=done.append)
+    np.testing.assert_array_equal(histograms, colour_histograms(pixels, np.arange(70)))
+    assert sum(done) == 70
+
+
+def _coloured(n, labels, seed):
+    pixels = _noise(n, seed)
+    pixels[..., 0] = np.where(labels[:, None, None] == 1, pixels[..., 0] // 2, pixels[..., 0])
+    return colour_histograms(pixels, np.arange(n))
+
+
+def test_separates_patches_by_colour_and_not_by_shuffled_labels():
+    """A leak from train to the patches scored, or labels matched to other rows."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=200)
+    train, holdout = _coloured(200, labels, seed=1), _coloured(200, labels, seed=2)
+    fitted = baseline_probability(fit_baseline(train, labels), holdout)
+    assert auroc(labels, fitted) == 1
+    shuffled = baseline_probability(fit_baseline(train, rng.permutation(labels)), holdout)
+    assert 0.3 < auroc(rng.permutation(labels), shuffled) < 0.7
+
+
+def test_is_deterministic():
+    labels = np.arange(60) % 2
+    histograms = _coloured(60, labels, seed=1)
+    first, second = (
+        baseline_probability(fit_baseline(histograms, labels), histograms) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_one_class_in_train_is_refused():
+    with pytest.raises(ProjectError, match="both classes in train; got 5 patches of one"):
+        fit_baseline(np.zeros((5, N_FEATURES), np.float32), np.zeros(5, int))

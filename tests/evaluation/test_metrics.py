@@ -1,0 +1,216 @@
+"""Metrics against numbers worked out by hand, scikit-learn, and one contract for every entry."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from src.evaluation.metrics import (
+    METRICS,
+    N_BINS,
+    UndefinedMetric,
+    auroc,
+    average_precision,
+    brier_loss,
+    ece,
+    f1,
+    log_loss,
+    npv,
+    ppv,
+    scored,
+    sensitivity,
+    specificity,
+)
+
+THRESHOLD = 0.5
+
+
+@pytest.fixture
+def random_patches():
+    """60 patches; scores on a grid of 0.1, so most are tied."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(2, size=60)
+    return labels, np.clip(np.round(rng.normal(0.4 + 0.2 * labels, 0.2), 1), 0, 1)
+
+
+def test_auroc_of_four_rows_by_hand():
+    """Pairs (tumour, normal): 0.35>0.1, 0.35<0.4, 0.8>0.1, 0.8>0.4, three of four right."""
+    assert auroc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]) == 0.75
+
+
+def test_auroc_of_all_ties_is_a_half():
+    """Sorting without regard to ties gives 0 or 1, by row order."""
+    assert auroc([0, 1, 1, 0, 1], [0.3] * 5) == 0.5
+
+
+def test_auroc_of_reversed_scores_is_zero():
+    """A swapped axis or sign."""
+    assert auroc([0, 0, 1, 1], [0.9, 0.8, 0.2, 0.1]) == 0
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_auroc_of_one_class_is_refused(label):
+    """0, 0.5 or NaN in its place would pass for a result."""
+    with pytest.raises(UndefinedMetric, match="auroc needs patches of both classes"):
+        auroc([label] * 3, [0.1, 0.2, 0.3])
+
+
+def test_average_precision_by_hand():
+    """By falling score: tumour, normal, tumour, normal. 1/2 × 1/1 + 1/2 × 2/3."""
+    assert average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]) == pytest.approx(5 / 6)
+
+
+def test_decisions_by_hand():
+    """TP 2, FN 1, FP 1, TN 2: every share differs from its neighbour's mistake."""
+    labels, scores = [1, 1, 1, 1, 0, 0, 0], [0.9, 0.5, 0.7, 0.4, 0.8, 0.1, 0.2]
+    values = {m.name: m(labels, scores, threshold=0.5) for m in (sensitivity, specificity, ppv)}
+    assert values == {"sensitivity": 3 / 4, "specificity": 2 / 3, "ppv": 3 / 4}
+    assert npv(labels, scores, threshold=0.5) == 2 / 3
+    assert f1(labels, scores, threshold=0.5) == 6 / 8
+
+
+def test_score_at_the_threshold_is_called_tumour():
+    """> in place of >=."""
+    assert sensitivity([1, 0], [0.5, 0.1], threshold=0.5) == 1
+    assert sensitivity([1, 0], [0.5, 0.1], threshold=np.nextafter(0.5, 1)) == 0
+
+
+def test_losses_by_hand():
+    """Log to another base, or the wrong class's probability."""
+    assert log_loss([1, 0], [0.5, 0.75]) == pytest.approx((np.log(2) + np.log(4)) / 2)
+    assert brier_loss([1, 0], [0.5, 0.75]) == pytest.approx((0.25 + 0.5625) / 2)
+
+
+def test_ece_by_hand():
+    """Two bins: 0.01, 0.01 with one tumour (gap 0.49) and 1.0, 1.0 right (gap 0)."""
+    assert ece([0, 1, 1, 1], [0.01, 0.01, 1.0, 1.0]) == pytest.approx(0.49 / 2)
+
+
+def test_ece_does_not_cancel_between_bins():
+    """|mean of gaps| in place of the mean of |gaps| is 0 here."""
+    assert ece([1, 0], [0.0, 1.0]) == 1
+
+
+def test_certain_mistake_has_a_finite_log_loss():
+    """Infinity can't be written to metrics.json."""
+    assert 30 < log_loss([1], [0.0]) < 40
+
+
+@pytest.mark.parametrize("metric", [ppv, f1])
+def test_nothing_called_tumour(metric):
+    """PPV is 0/0 and refused; F1 is 0."""
+    if metric is f1:
+        assert metric([0, 1], [0.1, 0.2], threshold=0.9) == 0
+    else:
+        with pytest.raises(UndefinedMetric, match="ppv needs patches called tumour"):
+            metric([0, 1], [0.1, 0.2], threshold=0.9)
+
+
+REFERENCES = {
+    "auroc": sk.roc_auc_score,
+    "average_precision": sk.average_precision_score,
+    "sensitivity": lambda y, s, **k: sk.recall_score(y, s >= THRESHOLD, **k),
+    "specificity": lambda y, s, **k: sk.recall_score(1 - y, s < THRESHOLD, **k),
+    "ppv": lambda y, s, **k: sk.precision_score(y, s >= THRESHOLD, **k),
+    "npv": lambda y, s, **k: sk.precision_score(1 - y, s < THRESHOLD, **k),
+    "f1": lambda y, s, **k: sk.f1_score(y, s >= THRESHOLD, **k),
+    "log_loss": sk.log_loss,
+    "brier_loss": sk.brier_score_loss,
+    "ece": lambda y, s, **k: _slow_ece(y, s, **k),
+}
+
+
+def _slow_ece(labels, scores, sample_weight=None):
+    weights = np.ones(len(labels)) if sample_weight is None else sample_weight
+    total = 0.0
+    for lower in range(N_BINS):
+        edges = lower / N_BINS, (lower + 1) / N_BINS
+        inside = (scores >= edges[0]) & ((scores < edges[1]) | (edges[1] == 1))
+        if weights[inside].sum():
+            share = np.average(labels[inside], weights=weights[inside])
+            mean = np.average(scores[inside], weights=weights[inside])
+            total += weights[inside].sum() * abs(share - mean)
+    return total / weights.sum()
+
+
+class TestContract:
+    """What every entry of METRICS promises."""
+
+    @pytest.fixture(params=METRICS, autouse=True)
+    def metric(self, request):
+        return METRICS[request.param]
+
+    def test_is_named_as_listed(self, metric):
+        assert METRICS[metric.name] is metric
+        assert metric.higher_is_better == (not metric.name.endswith("loss") and metric is not ece)
+
+    def test_equals_an_independent_route(self, metric, random_patches):
+        labels, scores = random_patches
+        value = metric(labels, scores, threshold=THRESHOLD)
+        assert value == pytest.approx(REFERENCES[metric.name](labels, scores), rel=1e-12)
+
+    def test_weighted_equals_an_independent_route(self, metric, random_patches):
+        labels, scores = random_patches
+        weights = np.random.default_rng(5).integers(4, size=60).astype(float)
+        patches = scored(labels, scores, threshold=THRESHOLD)
+        value = metric.statistic(patches)(weights[None])[0]
+        reference = REFERENCES[metric.name](labels, scores, sample_weight=weights)
+        assert value == pytest.approx(reference, rel=1e-12)
+
+    def test_whole_weights_equal_repeated_rows(self, metric, random_patches):
+        labels, scores = random_patches
+        weights = np.random.default_rng(6).integers(4, size=(5, 60))
+        patches = scored(labels, scores, threshold=THRESHOLD)
+        values = metric.statistic(patches)(weights.astype(float))
+        for value, times in zip(values, weights, strict=True):
+            repeated = metric(np.repeat(labels, times), np.repeat(scores, times), threshold=0.5)
+            assert value == pytest.approx(repeated, rel=1e-12)
+
+    def test_row_order_is_irrelevant(self, metric, random_patches):
+        labels, scores = random_patches
+        order = np.random.default_rng(7).permutation(60)
+        value = metric(labels, scores, threshold=THRESHOLD)
+        permuted = metric(labels[order], scores[order], threshold=THRESHOLD)
+        assert permuted == pytest.approx(value, rel=1e-12)
+
+    def test_better_scores_are_better(self, metric, random_patches):
+        labels, scores = random_patches
+        better = metric(labels, np.where(labels == 1, 0.99, 0.01), threshold=THRESHOLD)
+        worse = metric(labels, scores, threshold=THRESHOLD)
+        assert better > worse if metric.higher_is_better else better < worse
+
+    def test_weights_of_zero_leave_it_undefined(self, metric, random_patches):
+        labels, scores = random_patches
+        patches = scored(labels, scores, threshold=THRESHOLD)
+        assert np.isnan(metric.statistic(patches)(np.zeros((1, 60)))).all()
+
+    def test_no_patches_are_refused(self, metric):
+        with pytest.raises(UndefinedMetric, match="no patches"):
+            metric([], [], threshold=THRESHOLD)
+
+    def test_does_not_change_the_weights(self, metric, random_patches):
+        """Metrics share one array of weights."""
+        labels, scores = random_patches
+        weights = np.random.default_rng(8).integers(4, size=(2, 60)).astype(float)
+        before = weights.copy()
+        metric.statistic(scored(labels, scores, threshold=THRESHOLD))(weights)
+        np.testing.assert_array_equal(weights, before)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "message"),
+    [
+        ([0, 1], [0.1], "must be"),
+        ([0, 2], [0.1, 0.2], "0 .normal. or 1"),
+        ([0, 1], [0.1, np.nan], "1 scores are not finite"),
+    ],
+)
+def test_wrong_input_is_refused(labels, scores, message):
+    """NaN sorts last and would quietly count as the lowest score."""
+    with pytest.raises(ValueError, match=message):
+        auroc(labels, scores)
+
+
+def test_logits_are_no_probabilities():
+    """A log loss of logits is a number, and wrong."""
+    with pytest.raises(ValueError, match="apply the sigmoid"):
+        log_loss([0, 1], [-2.0, 3.0])

@@ -1,0 +1,144 @@
+"""``metrics.json`` from predictions: figures of holdout, nothing undefined, nothing peeked at."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from src.evaluation.metrics import METRICS, UndefinedMetric, auroc
+from src.evaluation.metrics_report import metrics_report, verdict
+from src.evaluation.operating_point import OperatingPoint
+
+POINT = OperatingPoint(rule={"min_sensitivity": 0.95}, threshold=0.4, temperature=1.5)
+
+
+def _split(split, n, n_groups, seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(2, size=n).astype(np.int8)
+    return pd.DataFrame(
+        {
+            "split": split,
+            "group": [f"{split}-{g}" for g in rng.integers(n_groups, size=n)],
+            "label": labels,
+            "probability": np.clip(rng.normal(0.3 + 0.4 * labels, 0.2), 0, 1),
+            "baseline_probability": np.clip(rng.normal(0.45 + 0.1 * labels, 0.2), 0, 1),
+        }
+    )
+
+
+@pytest.fixture
+def predictions():
+    return pd.concat([_split("val", 150, 6, 1), _split("holdout", 200, 8, 2)], ignore_index=True)
+
+
+def _report(predictions, point=POINT, **changes):
+    settings = {"slide_disjoint": True, "n_resamples": 200, "confidence": 0.95, "seed": 1}
+    return metrics_report(predictions, point, **(settings | changes))
+
+
+def test_figures_are_those_of_holdout(predictions):
+    """Metrics over val and holdout together."""
+    report = _report(predictions)
+    holdout = predictions[predictions["split"] == "holdout"]
+    assert report["holdout"]["auroc"] == auroc(holdout["label"], holdout["probability"])
+    assert report["baseline"]["auroc"] == auroc(holdout["label"], holdout["baseline_probability"])
+    assert report["holdout"]["n_patches"] == 200
+    assert report["holdout"]["n_tumour"] == holdout["label"].sum()
+    assert report["holdout"]["n_groups"] == 8
+    assert report["val"]["n_patches"] == 150
+
+
+def test_every_metric_with_bounds_around_it(predictions):
+    """A bound of another metric's resamples."""
+    holdout = _report(predictions)["holdout"]
+    for name, metric in METRICS.items():
+        assert (f"{name}_low" in holdout) is metric.has_interval
+        if metric.has_interval:
+            assert holdout[f"{name}_low"] < holdout[name] < holdout[f"{name}_high"]
+    assert not any(key.endswith("_low") for key in _report(predictions)["val"])
+
+
+def test_difference_is_model_minus_baseline(predictions):
+    """Baseline minus model would never be promoted; always, once the sign of the rule follows."""
+    report = _report(predictions)
+    difference = report["difference_to_baseline"]
+    assert difference["auroc"] == report["holdout"]["auroc"] - report["baseline"]["auroc"]
+    assert difference["auroc_low"] < difference["auroc"] < difference["auroc_high"]
+    assert report["beats_baseline"] is (difference["auroc_low"] > 0) is True
+
+
+def test_model_that_is_the_baseline_does_not_beat_it(predictions):
+    same = predictions.assign(probability=predictions["baseline_probability"])
+    report = _report(same)
+    assert report["beats_baseline"] is False
+    assert verdict(report).endswith("does not beat the baseline")
+
+
+def test_same_seed_same_report_in_any_row_order(predictions):
+    """Groups numbered by first appearance would be drawn differently."""
+    shuffled = predictions.sample(frac=1, random_state=3)
+    report, other = _report(predictions), _report(shuffled)
+    assert report["holdout"]["auroc_low"] == pytest.approx(other["holdout"]["auroc_low"], rel=1e-12)
+    assert report != _report(predictions, seed=2)
+
+
+def test_survives_strict_json(predictions):
+    """NumPy scalars and NaN, which json either refuses or writes as no JSON."""
+    report = _report(predictions)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_undefined_metric_is_left_out_with_its_reason(predictions):
+    """PPV of no patch called tumour as 0 reads as a verdict on the model."""
+    report = _report(predictions, OperatingPoint(rule={}, threshold=1.01, temperature=1.0))
+    assert "ppv" not in report["holdout"]
+    assert "ppv_low" not in report["holdout"]
+    assert report["undefined"]["holdout.ppv"].startswith("ppv needs patches called tumour")
+    assert report["holdout"]["sensitivity"] == 0
+
+
+def test_interval_undefined_in_some_resamples_is_left_out(predictions):
+    """PPV rests on one patch of one group: most resamples lack it."""
+    top = predictions.loc[predictions["split"] == "holdout", "probability"].idxmax()
+    point = OperatingPoint(rule={}, threshold=1.0, temperature=1.0)
+    predictions["probability"] *= 0.9
+    predictions.loc[top, "probability"] = 1.0
+    report = _report(predictions, point)
+    assert report["holdout"]["ppv"] == predictions.loc[top, "label"]
+    assert "ppv_low" not in report["holdout"]
+    assert "resamples" in report["undefined"]["holdout.ppv_low"]
+
+
+def test_holdout_of_one_class_is_refused(predictions):
+    normal = predictions[(predictions["split"] == "val") | (predictions["label"] == 0)]
+    with pytest.raises(UndefinedMetric, match="auroc needs patches of both classes"):
+        _report(normal)
+
+
+def test_shuffled_labels_beat_nothing(predictions):
+    """Reported figures that come from anything but labels and scores."""
+    rng = np.random.default_rng(0)
+    shuffled = predictions.assign(label=rng.permutation(predictions["label"]))
+    report = _report(shuffled)
+    assert 0.35 < report["holdout"]["auroc"] < 0.65
+
+
+def test_verdict_says_value_uncertainty_and_conclusion():
+    report = {
+        "holdout": {
+            "auroc": 0.9123,
+            "auroc_low": 0.88,
+            "auroc_high": 0.94,
+            "n_patches": 1240,
+            "n_groups": 3,
+        },
+        "baseline": {"auroc": 0.61},
+        "difference_to_baseline": {"auroc": 0.3023, "auroc_low": 0.21, "auroc_high": 0.38},
+        "beats_baseline": True,
+        "bootstrap": {"confidence": 0.95},
+    }
+    assert verdict(report) == (
+        "holdout AUROC 0.912 (95 % 0.88 to 0.94, 1,240 patches, 3 groups); colour baseline 0.610; "
+        "difference +0.302 (0.21 to 0.38): beats the baseline"
+    )

@@ -1,0 +1,78 @@
+"""The threshold: highest that reaches the sensitivity, from val alone."""
+
+import numpy as np
+import pytest
+
+from src.evaluation.metrics import UndefinedMetric, sensitivity
+from src.evaluation.operating_point import OPERATING_POINTS, OperatingPoint, choose_threshold
+from src.system.errors import ProjectError
+
+TUMOUR_20 = np.arange(1, 21) / 20  # 0.05 … 1.0, all tumour
+
+
+def _choose(min_sensitivity, labels, probabilities):
+    return choose_threshold({"min_sensitivity": min_sensitivity}, labels, probabilities)
+
+
+@pytest.mark.parametrize(("asked", "threshold"), [(0.95, 0.10), (0.9500001, 0.05), (0.05, 1.0)])
+def test_highest_threshold_that_reaches_it(asked, threshold):
+    """19 of 20 is 0.95 exactly and enough; a hair more asks for all 20."""
+    assert _choose(asked, np.ones(20), TUMOUR_20) == threshold
+
+
+def test_both_sides_of_the_threshold():
+    """At the threshold the sensitivity is reached; the next number above it misses."""
+    labels = np.ones(20)
+    threshold = _choose(0.95, labels, TUMOUR_20)
+    assert sensitivity(labels, TUMOUR_20, threshold=threshold) == 0.95
+    assert sensitivity(labels, TUMOUR_20, threshold=np.nextafter(threshold, 1)) == 0.90
+
+
+def test_product_that_rounds_up_does_not_cost_a_patch():
+    """0.07 × 100 is 7.000000000000001: its ceiling is 8."""
+    probabilities = np.arange(1, 101) / 100
+    assert _choose(0.07, np.ones(100), probabilities) == probabilities[-7]
+
+
+def test_normal_patches_do_not_count():
+    """Sensitivity over all patches."""
+    labels, probabilities = [1, 1, 0, 0, 0], [0.6, 0.3, 0.9, 0.8, 0.7]
+    assert _choose(0.5, labels, probabilities) == 0.6
+
+
+def test_ties_are_called_together():
+    """Of three tumour patches at 0.4, one can't be called alone."""
+    labels, probabilities = np.ones(4), np.array([0.4, 0.4, 0.4, 0.9])
+    threshold = _choose(0.5, labels, probabilities)
+    assert threshold == 0.4
+    assert sensitivity(labels, probabilities, threshold=threshold) == 1
+
+
+def test_no_tumour_is_refused():
+    with pytest.raises(UndefinedMetric, match="needs tumour patches in val; got 0"):
+        _choose(0.95, [0, 0], [0.1, 0.2])
+
+
+@pytest.mark.parametrize("rule", [{}, {"min_luck": 0.5}, {"min_sensitivity": 0.9, "other": 1}])
+def test_rule_that_is_not_exactly_one_known_is_refused(rule):
+    with pytest.raises(ProjectError, match="must be one of min_sensitivity"):
+        choose_threshold(rule, [0, 1], [0.1, 0.2])
+
+
+@pytest.mark.parametrize("name", OPERATING_POINTS)
+def test_every_rule_picks_a_probability_whatever_the_row_order(name):
+    rng = np.random.default_rng(0)
+    labels, probabilities = rng.integers(2, size=50), rng.random(50)
+    order = rng.permutation(50)
+    threshold = choose_threshold({name: 0.8}, labels, probabilities)
+    assert 0 <= threshold <= 1
+    assert threshold == choose_threshold({name: 0.8}, labels[order], probabilities[order])
+
+
+def test_json_has_what_serving_needs():
+    point = OperatingPoint(rule={"min_sensitivity": 0.95}, threshold=0.31, temperature=1.7)
+    assert point.as_json() == {
+        "rule": {"min_sensitivity": 0.95},
+        "threshold": 0.31,
+        "temperature": 1.7,
+    }

@@ -1,0 +1,110 @@
+"""Writes that are whole or absent, and manifests that find every changed byte."""
+
+import json
+
+import pytest
+
+from src.system.durable import (
+    MANIFEST,
+    IntegrityError,
+    read_json,
+    replacing,
+    replacing_folder,
+    verify_folder,
+    write_json,
+)
+from src.system.errors import ProjectError
+
+
+class Interrupted(Exception):
+    pass
+
+
+def _write_then_fail(path):
+    with replacing(path) as temporary:
+        temporary.write_text("half")
+        raise Interrupted
+
+
+def _fill_then_fail(folder):
+    with replacing_folder(folder) as temporary:
+        (temporary / "a").write_text("half")
+        raise Interrupted
+
+
+def test_an_interrupted_write_leaves_what_was_there(tmp_path):
+    """Catches a file truncated before its new content is whole."""
+    path = tmp_path / "value.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(Interrupted):
+        _write_then_fail(path)
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_an_interrupted_folder_leaves_what_was_there(tmp_path):
+    """Catches a folder of which half the files are new."""
+    folder = tmp_path / "out"
+    with replacing_folder(folder) as temporary:
+        (temporary / "a").write_text("whole")
+    with pytest.raises(Interrupted):
+        _fill_then_fail(folder)
+    assert (folder / "a").read_text() == "whole"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    verify_folder(folder)
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    """Catches files of the old folder that stay among the new."""
+    folder = tmp_path / "out"
+    for name in ("old", "new"):
+        with replacing_folder(folder) as temporary:
+            (temporary / name).write_text(name)
+    assert sorted(p.name for p in folder.iterdir()) == [MANIFEST, "new"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with replacing_folder(tmp_path / "out") as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "a").write_bytes(b"\x00\x01")
+    return tmp_path / "out"
+
+
+def test_one_flipped_bit_is_found(folder):
+    """Catches a reader that trusts sizes."""
+    (folder / "sub" / "a").write_bytes(b"\x00\x03")
+    with pytest.raises(IntegrityError, match="sha256 mismatch: .*sub/a"):
+        verify_folder(folder)
+
+
+def test_missing_extra_and_unlisted(folder):
+    """Catches files that nobody vouches for."""
+    (folder / "b").touch()
+    with pytest.raises(IntegrityError, match="file not in the manifest: .*b;"):
+        verify_folder(folder)
+    (folder / "b").unlink()
+    (folder / "sub" / "a").unlink()
+    with pytest.raises(IntegrityError, match="file missing"):
+        verify_folder(folder)
+    (folder / MANIFEST).unlink()
+    with pytest.raises(IntegrityError, match="manifest missing"):
+        verify_folder(folder)
+
+
+def test_json_is_stable_and_refuses_nan(tmp_path):
+    """Catches key order that depends on insertion, and JSON that other readers can't parse."""
+    write_json(tmp_path / "a.json", {"b": 1, "a": 2})
+    assert list(json.loads((tmp_path / "a.json").read_text())) == ["a", "b"]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "b.json", {"a": float("nan")})
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_torn_and_missing_json_are_named(tmp_path):
+    """Catches a traceback for a file that was cut short."""
+    with pytest.raises(ProjectError, match=r"file not found: .*a\.json"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"a":')
+    with pytest.raises(ProjectError, match=r"not valid JSON: .*a\.json"):
+        read_json(tmp_path / "a.json")

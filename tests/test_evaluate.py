@@ -1,0 +1,154 @@
+"""What the stage puts together: nothing from holdout steers a choice, one report everywhere."""
+
+import json
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from src import evaluate, paths
+from src.data.labelled import LabelledPatches
+from src.evaluation.baseline import N_FEATURES
+from src.evaluation.metrics import auroc
+from src.params import load_params
+from src.system.durable import verify_folder
+
+PARAMS = load_params().evaluate.model_copy(update={"n_resamples": 200})
+
+
+def _patches(split, n, seed):
+    rng = np.random.default_rng(seed)
+    return LabelledPatches(
+        split=split,
+        ids=np.array([f"{split}{row:036d}" for row in range(n)]),
+        rows=np.arange(n),
+        labels=rng.integers(2, size=n).astype(np.uint8),
+        groups=np.array([f"{split}-{row % 6}" for row in range(n)]),
+        pixels=np.zeros((n, 96, 96, 3), np.uint8),
+    )
+
+
+@pytest.fixture
+def predictions():
+    rng = np.random.default_rng(0)
+    train, val, holdout = (_patches(s, 120, i) for i, s in enumerate(("train", "val", "holdout")))
+    return evaluate.predictions_of(
+        train,
+        (val, holdout),
+        logits=[rng.normal(3.0 * s.labels - 1.5, 2.0) for s in (val, holdout)],
+        histograms=[_telling_histograms(split, rng) for split in (train, val, holdout)],
+    )
+
+
+def _telling_histograms(patches, rng):
+    """Noise, with a first feature that gives the label away."""
+    histograms = rng.random((len(patches), N_FEATURES), dtype=np.float32)
+    histograms[:, 0] = 10.0 * patches.labels
+    return histograms
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """Outputs in a temporary folder, and a split by slide."""
+    folders = ("EVALUATE", "PLOTS", "HEAD_MODEL", "FINETUNED_MODEL")
+    for name in folders:
+        monkeypatch.setattr(paths, name, tmp_path / name.lower())
+    monkeypatch.setattr(paths, "PREDICTIONS", paths.EVALUATE / "predictions.parquet")
+    monkeypatch.setattr("src.data.identity.is_slide_disjoint", lambda: True)
+    return tmp_path
+
+
+def _with_shuffled_labels(predictions, split):
+    rows = predictions["split"] == split
+    shuffled = predictions.copy()
+    shuffled.loc[rows, "label"] = np.random.default_rng(9).permutation(
+        predictions.loc[rows, "label"]
+    )
+    return shuffled
+
+
+def test_predictions_hold_every_val_and_holdout_patch(predictions):
+    """Train patches among the figures, or val and holdout logits swapped."""
+    assert predictions.groupby("split").size().to_dict() == {"holdout": 120, "val": 120}
+    assert predictions.dtypes.astype(str).to_dict() == {
+        "id": "str",
+        "split": "str",
+        "group": "str",
+        "label": "int8",
+        "logit": "float64",
+        "probability": "float64",
+        "baseline_probability": "float64",
+    }
+    for _, rows in predictions.groupby("split"):
+        assert auroc(rows["label"], rows["probability"]) > 0.75
+        assert auroc(rows["label"], rows["baseline_probability"]) > 0.9
+
+
+def test_temperature_of_the_table_is_that_of_the_operating_point(predictions):
+    """Probabilities calibrated with one number, the served model with another."""
+    point = evaluate.operating_point_on_val(predictions, PARAMS)
+    expected = 1 / (1 + np.exp(-predictions["logit"] / point.temperature))
+    np.testing.assert_allclose(predictions["probability"], expected, rtol=1e-12)
+
+
+def test_holdout_labels_do_not_move_the_operating_point(predictions):
+    """Peeking."""
+    point = evaluate.operating_point_on_val(predictions, PARAMS)
+    shuffled = evaluate.operating_point_on_val(
+        _with_shuffled_labels(predictions, "holdout"), PARAMS
+    )
+    assert shuffled == point
+
+
+def test_val_labels_do_move_it(predictions):
+    """A threshold that is a constant passes the test above."""
+    point = evaluate.operating_point_on_val(predictions, PARAMS)
+    shuffled = evaluate.operating_point_on_val(_with_shuffled_labels(predictions, "val"), PARAMS)
+    assert shuffled.threshold != point.threshold
+    assert shuffled.temperature != point.temperature
+
+
+def test_predictions_come_back_as_written(predictions, workspace):  # noqa: ARG001
+    """float32 on the way would move a patch across the threshold."""
+    evaluate.write_predictions(predictions)
+    assert set(verify_folder(paths.EVALUATE)) == {"predictions.parquet"}
+    pd.testing.assert_frame_equal(evaluate.read_predictions(), predictions)
+
+
+def _write_fits():
+    epoch = {"epoch": 1, "loss": 0.7, "val_loss": 0.6, "val_auroc": 0.8, "learning_rate": 1e-3}
+    fit = {
+        "history": [epoch],
+        "schedule": {"name": "constant"},
+        "best_epoch": 1,
+        "stopped_early": False,
+    }
+    for stage, folder in (("train", paths.HEAD_MODEL), ("finetune", paths.FINETUNED_MODEL)):
+        folder.mkdir()
+        (folder / "fit.json").write_text(json.dumps(fit | {"stage": stage}))
+
+
+def test_plots_folder_is_complete(predictions, workspace):  # noqa: ARG001
+    """A name that dvc.yaml asks for and nobody writes."""
+    _write_fits()
+    point = evaluate.operating_point_on_val(predictions, PARAMS)
+    report = evaluate.report_of(predictions, point, PARAMS)
+    evaluate.write_plots(predictions, point, report)
+    csv = {f"{n}.csv" for n in ("roc", "precision_recall", "confusion", "loss", "learning_rate")}
+    png = {"roc.png", "precision_recall.png", "confusion.png", "reliability.png"}
+    assert set(verify_folder(paths.PLOTS)) == csv | png | {"learning_curves.png"}
+
+
+def test_log_names_what_weakens_the_verdict(predictions, workspace, caplog, monkeypatch):  # noqa: ARG001
+    """An optimistic score that looks like any other."""
+    monkeypatch.setattr("src.data.identity.is_slide_disjoint", lambda: False)
+    few = predictions.assign(group=predictions["group"].str.replace(r"[2-5]$", "0", regex=True))
+    point = evaluate.operating_point_on_val(few, PARAMS)
+    log = logging.getLogger("test")
+    with caplog.at_level(logging.INFO, logger="test"):
+        evaluate.say(evaluate.report_of(few, point, PARAMS), log)
+    lines = [record.getMessage() for record in caplog.records]
+    assert "scores are optimistic: the split is not by slide" in lines
+    assert "2 groups in holdout, fewer than 5: intervals are too narrow" in lines
+    assert lines[-1].startswith("holdout AUROC 0.")

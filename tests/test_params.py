@@ -1,0 +1,87 @@
+"""params.yaml and its presets: every rule refuses in one line that names the key."""
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from src import paths
+from src.params import ParamsError, load_params
+
+PRESETS = sorted((paths.ROOT / "presets").glob("*.yaml"))
+BASE = (paths.ROOT / "presets" / "sample.yaml").read_text()
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
+def test_every_preset_is_valid(preset):
+    """Catches a preset that a changed parameter left behind."""
+    load_params(preset)
+
+
+def test_shipped_params_are_the_sample_preset():
+    """Catches the two drifting apart; comments may differ, values not."""
+    yaml = YAML(typ="safe", pure=True)
+    assert yaml.load(paths.PARAMS) == yaml.load(paths.ROOT / "presets" / "sample.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("learning_rate: 0.0001", "learning_rate: 0", "finetune.learning_rate must be > 0 (got 0)"),
+        ("learning_rate: 0.0001", "learning_rate: -1.0", "finetune.learning_rate must be > 0"),
+        ("learning_rate: 0.0001", 'learning_rate: "1e-3"', "must be a number (got '1e-3')"),
+        ("learning_rate: 0.0001", "learning_rate: .nan", "must be a finite number (got nan)"),
+        ("learning_rate: 0.0001", "learning_rate: true", "finetune.learning_rate must be a number"),
+        ("depth: 3", "depth: 17", "finetune.depth must be ≤ 16 (got 17)"),
+        ("depth: 3", "depth: -1", "finetune.depth must be ≥ 0 (got -1)"),
+        ("depth: 3", "depth: 3.5", "finetune.depth must be a whole number (got 3.5)"),
+        ("batch_size: 32", "batch_size: 0", "finetune.batch_size must be ≥ 1 (got 0)"),
+        ("max_bad: 0", "max_badd: 0", "ingest.max_badd: is not a known parameter"),
+        ("  max_bad: 0", "", "ingest.max_bad: is missing"),
+        ("factor: 0.5", "factor: 1.0", "finetune.schedule.factor must be < 1 (got 1.0)"),
+        ("name: plateau", "name: zigzag", "finetune.schedule must have a name among"),
+        ("class_weights: balanced", "class_weights: on", "must be 'balanced' or 'none'"),
+        ("class_weights: balanced", "class_weights: {normal: 0, tumour: 1}", "normal must be > 0"),
+        ("centre_crop: null", "centre_crop: 63", "centre_crop must be even"),
+        ("val_fraction: 0.15", "val_fraction: 0.85", "val_fraction + holdout_fraction must be < 1"),
+        ("depth: 3", "depth: !!python/object/apply:os.getcwd []", "unsafe YAML"),
+        ("depth: 3", "depth: 3\n  depth: 4", "duplicate key"),
+        ("depth: 3", "depth: [3", "not valid YAML"),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line(tmp_path, old, new, message):
+    """Catches rows 52 and 53 of the bad inputs getting through, or a message without the key."""
+    assert old in BASE
+    file = tmp_path / "params.yaml"
+    file.write_text(BASE.replace(old, new))
+    with pytest.raises(ParamsError) as refused:
+        load_params(file)
+    assert str(refused.value).startswith("params.yaml: ")
+    assert message in str(refused.value)
+
+
+def test_missing_empty_and_foreign_files(tmp_path):
+    """Catches a traceback for a file that isn't there, holds nothing, or isn't text."""
+    file = Path(tmp_path / "params.yaml")
+    with pytest.raises(ParamsError, match=r"not found .*copy presets/sample\.yaml"):
+        load_params(file)
+    file.write_text("")
+    with pytest.raises(ParamsError, match="expected sections, got NoneType"):
+        load_params(file)
+    file.write_bytes("sample: ä".encode("utf-16"))
+    with pytest.raises(ParamsError, match="not UTF-8"):
+        load_params(file)
+
+
+def test_values_cannot_be_changed_after_reading():
+    """Catches a stage that edits parameters behind MLflow's back."""
+    params = load_params()
+    with pytest.raises(ValueError, match="frozen"):
+        params.finetune.depth = 4
+
+
+def test_whole_numbers_pass_where_a_number_is_meant(tmp_path):
+    """Catches `margin: 0` being refused."""
+    file = tmp_path / "params.yaml"
+    file.write_text(BASE.replace("margin: 0.0", "margin: 0"))
+    assert load_params(file).register_.margin == 0

@@ -1,0 +1,250 @@
+"""Runs: what they carry, how they end, and what survives a store that goes away."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from src import paths
+from src.system.durable import read_json, write_json
+from src.tracking import runs
+from src.tracking.records import flat_metrics, run_name, run_params
+from src.tracking.store import EXPERIMENT, TrackingError
+from tests.tracking.support import THIRD_PARTY_WARNINGS, fit, model_folder, record
+
+pytest_plugins = ("tests.tracking.fixtures",)
+pytestmark = THIRD_PARTY_WARNINGS
+
+HISTORY = fit()["history"]
+
+
+def metrics_by_step(store, run_id, name):
+    history = store.client.get_metric_history(run_id, name)
+    return [(metric.step, metric.value) for metric in history]
+
+
+def test_name_tells_depth_and_rate_apart():
+    assert run_name(record()) == "finetune d3 lr3e-4"
+    assert run_name(record("train")) == "train lr3e-3"
+    odd = record(params={"finetune": {"depth": 0, "learning_rate": 2.5e-5}})
+    assert run_name(odd) == "finetune d0 lr2.5e-5"
+
+
+def test_params_are_dotted_and_hold_weights_and_schedule():
+    params = run_params(record())
+    assert params["finetune.depth"] == "3"
+    assert params["finetune.schedule.name"] == "plateau"
+    assert params["model.centre_crop"] == "None"
+    assert (params["class_weight.normal"], params["class_weight.tumour"]) == ("0.8", "1.25")
+    assert params["lr_schedule.factor"] == "0.5"
+
+
+def test_longest_param_fits_mlflow():
+    """One character more and MLflow refuses the whole batch."""
+    params = run_params(record(params={"model": {"weights": "x" * 6001}}))
+    assert len(params["model.weights"]) == 6000
+
+
+def test_flat_metrics_keep_numbers_only():
+    nested = {"holdout": {"auroc": 0.9, "slide_disjoint": True, "note": "x", "n": 7}}
+    assert flat_metrics(nested) == {"holdout.auroc": 0.9, "holdout.n": 7.0}
+
+
+def test_record_survives_json(tmp_path):
+    write_json(tmp_path / "run.json", record().to_json())
+    assert runs.RunRecord(**read_json(tmp_path / "run.json")) == record()
+
+
+@pytest.mark.tensorflow
+def test_run_carries_all_a_person_compares(store, keras_file):
+    with runs.training_run(record(parent_run_id="f" * 32)) as run:
+        for row in HISTORY:
+            run.log_epoch(row["epoch"], row)
+        run.log_result(fit(), keras_file, {})
+    logged = store.client.get_run(run.run_id)
+    assert logged.info.status == "FINISHED"
+    assert metrics_by_step(store, run.run_id, "learning_rate") == [(1, 3e-4), (2, 1.5e-4)]
+    assert logged.data.metrics["best_val_auroc"] == pytest.approx(0.8)
+    assert "epoch" not in logged.data.metrics
+    tags = logged.data.tags
+    assert tags["stage"] == "finetune"
+    assert tags["head_run_id"] == "f" * 32
+    assert (tags["git_commit"], tags["git_dirty"], tags["dvc_exp"]) == ("c0ffee", "false", "e1")
+    assert (tags["initial_weights_sha256"], tags["final_weights_sha256"]) == ("a" * 64, "b" * 64)
+    assert (tags["slide_disjoint"], tags["env.threads"]) == ("true", "2")
+    files = {file.path for file in store.client.list_artifacts(run.run_id)}
+    assert files == {"class_weights.json", "env.json", "fit.json", "pictures"}
+    pictures = [file.path for file in store.client.list_artifacts(run.run_id, "pictures")]
+    assert pictures == ["pictures/lr_schedule.png"]
+    dataset = logged.inputs.dataset_inputs[0].dataset
+    assert (dataset.name, dataset.digest) == ("sample", record().dataset["digest"])
+
+
+@pytest.mark.tensorflow
+def test_logged_model_takes_uint8_and_is_pinned(store, keras_file):
+    """A float32 signature would refuse the very patches the model is made for."""
+    import mlflow.keras
+    import mlflow.models
+
+    with runs.training_run(record()) as run:
+        run.log_result(fit(), keras_file, {})
+    model_id = store.client.get_run(run.run_id).outputs.model_outputs[0].model_id
+    model = store.client.get_logged_model(model_id)
+    assert (model.name, model.status) == ("resnet50", "READY")
+    folder = paths.MLFLOW_ARTIFACTS / EXPERIMENT / "models" / model_id / "artifacts"
+    signature = mlflow.models.get_model_info(str(folder)).signature
+    (patches,), (output,) = signature.inputs.inputs, signature.outputs.inputs
+    assert (str(patches.type), patches.shape) == ("uint8", (-1, 96, 96, 3))
+    assert (str(output.type), output.shape) == ("float32", (-1, 1))
+    requirements = (folder / "requirements.txt").read_text().split()
+    pinned = {line.split("==")[0] for line in requirements}
+    assert pinned == {"tensorflow", "keras", "mlflow", "numpy"}
+    assert mlflow.keras.load_model(str(folder)).output_shape == (None, 1)
+
+
+def test_error_ends_as_failed_and_ctrl_c_as_killed(store):
+    with pytest.raises(ZeroDivisionError), runs.training_run(record()) as failed:
+        raise ZeroDivisionError
+    with pytest.raises(KeyboardInterrupt), runs.training_run(record()) as killed:
+        raise KeyboardInterrupt
+    assert store.client.get_run(failed.run_id).info.status == "FAILED"
+    assert store.client.get_run(killed.run_id).info.status == "KILLED"
+
+
+def test_sigterm_ends_as_killed_and_hands_the_signal_back(store):
+    with pytest.raises(SystemExit) as caught, runs.training_run(record()) as run:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert store.client.get_run(run.run_id).info.status == "KILLED"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+HANG = """
+import sys, time
+from src.tracking import runs
+from tests.tracking.support import THIRD_PARTY_WARNINGS, fit, record
+with runs.training_run(record("train")) as run:
+    run.log_epoch(1, fit()["history"][0])
+    print(run.run_id, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_run_of_a_process_killed_hard_is_ended_by_the_next(store, store_root):
+    """kill -9 leaves RUNNING for ever; a live process' run and another stage's stay."""
+    environment = {**os.environ, "DVC_ROOT": str(store_root)}
+    with subprocess.Popen(
+        [sys.executable, "-c", HANG],
+        cwd=paths.ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        run_id = process.stdout.readline().strip()
+        assert runs.close_orphans(store, "train") == []
+        process.kill()
+    assert runs.close_orphans(store, "finetune") == []
+    with runs.training_run(record("train")):
+        closed = store.client.get_run(run_id).info
+    assert closed.status == "KILLED"
+    last_epoch = store.client.get_metric_history(run_id, "loss")[-1].timestamp
+    assert closed.end_time == last_epoch
+
+
+def test_run_of_another_host_is_left_alone(store):
+    with runs.training_run(record("train")) as run:
+        store.client.set_tag(run.run_id, "hcd.host", "elsewhere")
+        store.client.set_tag(run.run_id, "hcd.pid", str(2**22 + 1))
+        assert runs.close_orphans(store, "train") == []
+
+
+class Outage:
+    """``log_batch`` of the real client, failing while ``is_down``."""
+
+    def __init__(self, client, patch):
+        from mlflow.exceptions import MlflowException
+
+        self.is_down = True
+        self.n_calls = 0
+        answer = client.log_batch
+
+        def log_batch(*args, **kwargs):
+            self.n_calls += 1
+            if self.is_down:
+                raise MlflowException("connection refused")
+            return answer(*args, **kwargs)
+
+        patch.setattr(client, "log_batch", log_batch)
+
+
+@pytest.mark.tensorflow
+def test_outage_costs_a_warning_and_no_metric(store, keras_file, monkeypatch, caplog):
+    monkeypatch.setattr(runs.get_logger("tracking").parent, "propagate", True)
+    with runs.training_run(record()) as run:
+        outage = Outage(run._store.client, monkeypatch)
+        for row in fit(3)["history"]:
+            run.log_epoch(row["epoch"], row)
+        assert outage.n_calls == 1  # a dead server isn't asked again every epoch
+        assert [r.levelname for r in caplog.records] == ["WARNING"]
+        outage.is_down = False
+        run.log_result(fit(3), keras_file, {})
+    losses = metrics_by_step(store, run.run_id, "loss")
+    assert losses == [(1, 0.7), (2, 0.35), (3, pytest.approx(0.7 / 3))]
+
+
+def test_result_that_is_not_taken_is_told(store, keras_file, monkeypatch):  # noqa: ARG001
+    refused = r"did not take the result of run .*connection refused"
+    with runs.training_run(record()) as run:
+        outage = Outage(run._store.client, monkeypatch)
+        with pytest.raises(TrackingError, match=refused):
+            run.log_result(fit(), keras_file, {})
+        outage.is_down = False
+
+
+@pytest.mark.tensorflow
+def test_present_run_is_kept_and_lost_one_restored_once(store, keras_file, tmp_path):
+    """Each later stage asks again: the restored run must be found, not restored anew."""
+    with runs.training_run(record("train")) as present:
+        pass
+    head = model_folder(tmp_path / "head", keras_file, present.run_id, record("train"))
+    assert runs.ensure_run(head) == present.run_id
+
+    lost = model_folder(tmp_path / "finetuned", keras_file, "0" * 32, record())
+    restored = runs.ensure_run(lost)
+    assert runs.ensure_run(lost) == restored
+    run = store.client.get_run(restored)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["restored"] == "true"
+    assert run.data.tags["git_commit"] == "c0ffee"  # of the training, not of the restoration
+    assert metrics_by_step(store, restored, "loss") == [(1, 0.7), (2, 0.35)]
+
+
+@pytest.mark.tensorflow
+def test_lost_head_is_restored_with_its_finetuning(store, keras_file, tmp_path):
+    """Otherwise head_run_id points to a run that nobody finds."""
+    head = model_folder(tmp_path / "head", keras_file, "1" * 32, record("train"))
+    child = record(parent_run_id="1" * 32)
+    finetuned = model_folder(tmp_path / "finetuned", keras_file, "2" * 32, child)
+    tags = store.client.get_run(runs.ensure_run(finetuned)).data.tags
+    assert tags["head_run_id"] == runs.ensure_run(head)
+
+
+def test_deleted_run_counts_as_lost(store):
+    with runs.training_run(record()) as run:
+        pass
+    store.client.delete_run(run.run_id)
+    assert not runs._exists(store, run.run_id)
+
+
+def test_evaluation_is_added_under_dotted_names(store):
+    with runs.training_run(record()) as run:
+        pass
+    metrics = {"holdout": {"auroc": 0.91}}
+    assert runs.lacks_metrics(run.run_id, metrics)
+    runs.add_evaluation(run.run_id, metrics, {}, {"verdict": "beats the baseline"})
+    logged = store.client.get_run(run.run_id).data
+    assert logged.metrics["holdout.auroc"] == 0.91
+    assert logged.tags["verdict"] == "beats the baseline"
+    assert not runs.lacks_metrics(run.run_id, metrics)
