@@ -44,8 +44,8 @@ def main() -> None:
     params = load_params()
     configure(params.runtime.verbosity)
     log = get_logger("predict")
-    start(params)
     registration = read_json(paths.REGISTRATION)
+    start(params)
     version = load_chosen(registration, unpromoted=params.predict.unpromoted, log=log)
     submission = predict(version, batch_size=params.runtime.inference_batch_size, log=log)
     write_submission(

@@ -44,7 +44,6 @@ def split(params: SplitParams, *, ingest: Path, destination: Path, log: Logger) 
     labelled = patches[patches["subset"] == "train"].sort_values("id", ignore_index=True)
     grouping = group_patches(labelled["id"], labelled["slide"], labelled["sha256"])
     splits = split_groups(
-        ids=labelled["id"].to_numpy(dtype="U"),
         labels=labelled["label"].to_numpy(dtype="uint8"),
         groups=grouping.names,
         train_only=grouping.train_only,

@@ -247,6 +247,7 @@ def test_ctrl_c_leaves_neither_tracebacks_nor_files(
 ) -> None:
     """Catches tracebacks of the decoding processes, and their half-written folder."""
     process, folder = slow_ingest
+    time.sleep(0.1)  # the decoding processes are importing, where nothing of ours catches it
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130

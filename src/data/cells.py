@@ -154,12 +154,12 @@ def _darkness(
 
 def _relative(along: Float, across: Float, lobes: Float) -> Float:
     """Distance divided by an uneven outline: 1 + lobes₂ · cos 2φ + lobes₃ · sin 3φ."""
-    away = np.maximum(np.hypot(along, across), 1e-3)
+    away: Float = np.maximum(np.hypot(along, across), np.float32(1e-3))
     cos, sin = along / away, across / away
     double = 2 * cos * cos - 1
     triple = sin * (3 - 4 * sin * sin)
-    relative: Float = away / (1 + each(lobes[:, 0]) * double + each(lobes[:, 1]) * triple)
-    return relative
+    outline: Float = 1 + each(lobes[:, 0]) * double + each(lobes[:, 1]) * triple
+    return away / outline
 
 
 @dataclass(frozen=True)

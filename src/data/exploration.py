@@ -82,7 +82,8 @@ def survey_pixels(
     for part, chunk in _chunks(pixels, chunk_patches):
         for label in range(2):
             of_label = chunk[labels[part] == label]
-            pixel_sum[label] += of_label.sum(axis=0, dtype=np.int64)
+            # 32 bits hold a chunk and are added up much faster than 64
+            pixel_sum[label] += of_label.sum(axis=0, dtype=np.uint32)
             histogram[label] += channel_histogram(of_label)
         optical_density[part] = mean_optical_density(chunk)
         brightness[part], sharpness[part] = _brightness_and_sharpness(chunk)

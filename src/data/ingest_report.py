@@ -24,7 +24,8 @@ def ingest_report(
     """Everything countable about an ingest, ready for JSON.
 
     ``source`` is the archive's summary. In the report, ``channels`` are mean and standard
-    deviation of red, green and blue over all train pixels, scaled to 0 … 1; ``flags`` lists at most 1,000 ids each beside the full count.
+    deviation of red, green and blue over all train pixels, scaled to 0 … 1; ``flags`` lists at
+    most 1,000 ids each beside the full count.
     """
     train = table[table["subset"] == "train"]
     n_test = len(table) - len(train)

@@ -34,23 +34,21 @@ def patch_table(inventory: Inventory, packed: Mapping[str, PackedSubset]) -> pd.
     )
     ids = table["id"]
     slides = inventory.slides or {}
-    is_train = table["subset"] == "train"
+    # labels are of train ids and the order is of test ids alone: the others become null
     duplicates = duplicate_flags(ids.tolist(), table["sha256"].tolist())
     return pd.DataFrame(
         {
             "id": ids.astype("str"),
             "subset": table["subset"].astype("str"),
             "row": table["row"].astype(np.int64),
-            "label": ids.map(inventory.labels).where(is_train).astype("Int8"),
+            "label": ids.map(inventory.labels).astype("Int8"),
             "slide": ids.map(slides).astype("str"),
             "sha256": table["sha256"].where(table["sha256"] != "").astype("str"),
             "flags": pd.Series(
                 [join_flags(pair) for pair in zip(table["flag"], duplicates, strict=True)],
                 dtype="str",
             ),
-            "submission_order": ids.map(inventory.submission_order)
-            .where(~is_train)
-            .astype("Int64"),
+            "submission_order": ids.map(inventory.submission_order).astype("Int64"),
         }
     )
 

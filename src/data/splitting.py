@@ -1,6 +1,6 @@
 """Train, val and holdout by whole groups, with class fractions near those of all patches.
 
-The split is a pure function of ids, labels, groups, fractions and seed; the order of the rows
+The split is a pure function of labels, groups, fractions and seed; the order of the rows
 doesn't matter. Groups of several patches are dealt out at random and then exchanged until each
 split is near its share of both classes; groups of one patch fill what is left, class by class.
 """
@@ -44,7 +44,6 @@ class Fractions:
 
 def split_groups(
     *,
-    ids: NDArray[np.str_],
     labels: NDArray[np.uint8],
     groups: NDArray[np.str_],
     train_only: NDArray[np.bool_],
@@ -55,9 +54,8 @@ def split_groups(
 
     Parameters
     ----------
-    ids : (n,) unique; they alone decide in which order patches are taken
     labels : (n,) 0 normal, 1 tumour
-    groups : (n,) group names
+    groups : (n,) group names; groups are taken in alphabetical order, whatever that of the rows
     train_only : (n,) True where the patch's group must not leave train
 
     Raises
@@ -65,19 +63,16 @@ def split_groups(
     SplitError
         Fewer than 3 groups, one class only, or a split that is left without one of the classes.
     """
-    order = np.argsort(ids, kind="stable")
-    names, group_of_patch = np.unique(groups[order], return_inverse=True)
-    per_group = _count_classes(group_of_patch, labels[order], len(names))
+    names, group_of_patch = np.unique(groups, return_inverse=True)
+    per_group = _count_classes(group_of_patch, labels, len(names))
     pinned = np.zeros(len(names), dtype=bool)
-    pinned[group_of_patch[train_only[order]]] = True
+    pinned[group_of_patch[train_only]] = True
     _check_groups(per_group, pinned)
 
     rng = np.random.default_rng(seed)
     split_of_group = _assign(per_group, pinned, fractions.as_array(), rng)
     _check_splits(split_of_group, per_group)
-    splits = np.empty(len(ids), dtype=np.dtype("U7"))
-    splits[order] = np.array(SPLITS)[split_of_group[group_of_patch]]
-    return splits
+    return np.array(SPLITS)[split_of_group[group_of_patch]]
 
 
 def summarise_splits(labelled: pd.DataFrame, split: pd.DataFrame) -> dict[str, dict[str, Any]]:

@@ -52,7 +52,8 @@ def _jittered(
     moved = np.clip(vectors + rng.normal(0, 0.03, vectors.shape), 0.02, None)
     unit = moved / np.linalg.norm(moved, axis=1, keepdims=True)
     strengths = strength * np.exp(rng.normal(0, 0.16, (len(vectors), 1)))
-    return (unit * strengths).astype(np.float32)
+    absorption: NDArray[np.float32] = (unit * strengths).astype(np.float32)
+    return absorption
 
 
 def _light(rng: np.random.Generator, n_slides: int) -> NDArray[np.float32]:

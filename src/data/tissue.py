@@ -125,7 +125,7 @@ def _compose(
     base = 0.05 + 0.09 * np.maximum(crowding, inside)
     there = np.maximum(inside, solid)
     haematoxylin = nuclei + base * there * (1 + 0.3 * wisps + 0.3 * clumps)
-    strength = np.exp(rng.normal(0, 0.15, (n, 2))).astype(np.float32)
+    strength = np.exp(rng.normal(0, 0.2, (n, 2))).astype(np.float32)
     return Tissue(
         haematoxylin=_smoothed(np.maximum(haematoxylin, 0) * each(strength[:, 0]), layout.blur),
         eosin=_smoothed(np.maximum(eosin, 0) * each(strength[:, 1]), layout.blur),

@@ -31,11 +31,12 @@ def pooled_features(
     """Run every patch through ``trunk`` in views 0 … ``n_views`` - 1.
 
     Returns (n_views, n, n_features) float32, memory-mapped from ``file``, so that memory stays
-    bounded however many patches there are.
+    bounded however many patches there are. The file has no name any more when this returns.
     """
     n = len(patches)
     shape = (n_views, n, trunk.output_shape[-1])
     features = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+    file.unlink()  # the map keeps the bytes; a killed process leaves nothing behind
     forward = pixel_inputs(trunk, patches)
     with progress(f"features of {patches.split}", n * n_views, "patches", log) as advance:
         for view in range(n_views):

@@ -14,7 +14,7 @@ from src.model.checkpoint import Checkpoint
 from src.model.class_weights import ClassWeights
 from src.model.inputs import Inputs
 from src.model.schedules import Schedule, make_schedule
-from src.model.step import TailStep, Xla
+from src.model.step import TailStep
 from src.model.stopping import Patience
 from src.params import TrainParams
 from src.system.errors import ProjectError
@@ -42,6 +42,7 @@ class Phase:
     train_inputs, val_inputs : batches of positions → what enters the tail
     train_labels, val_labels : (n,) uint8 of 0 and 1
     auroc : labels, logits → area under the ROC curve
+    jit_compile : whether the step is compiled with XLA
     """
 
     name: str
@@ -53,7 +54,7 @@ class Phase:
     weights: ClassWeights
     params: TrainParams
     auroc: Score
-    xla: Xla
+    jit_compile: bool
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class _Run:
         self.phase = phase
         self.log = log
         self.steps_per_epoch = n_batches(len(phase.train_labels), phase.params.batch_size)
-        self.step = TailStep(phase.tail, phase.params, xla=phase.xla)
+        self.step = TailStep(phase.tail, phase.params, jit_compile=phase.jit_compile)
         self.schedule: Schedule = make_schedule(
             phase.params.schedule,
             peak=phase.params.learning_rate,

@@ -1,23 +1,21 @@
 """The compiled training step and the compiled forward pass of a tail."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from src.params import TrainParams
 
 if TYPE_CHECKING:
     import keras
 
-Xla = Literal["auto", "on", "off"]
-
-
 class TailStep:
     """One optimizer, one training step and one forward pass for the trainable part of a model.
 
     The loss is the class-weighted binary cross-entropy of the logits, averaged over the patches
     that count. Weight decay is decoupled (AdamW) and spares biases and BatchNorm parameters.
+    ``jit_compile`` turns XLA on.
     """
 
-    def __init__(self, tail: "keras.Model", params: TrainParams, *, xla: Xla) -> None:
+    def __init__(self, tail: "keras.Model", params: TrainParams, *, jit_compile: bool) -> None:
         import keras
         import tensorflow as tf
 
@@ -26,8 +24,6 @@ class TailStep:
         if params.weight_decay:
             optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         optimizer.build(variables)
-        # XLA fuses the many small passes between the convolutions of a tail: on in auto
-        jit_compile = xla != "off"
 
         @tf.function(jit_compile=jit_compile)
         def train(inputs: Any, labels: Any, weights: Any, counted: Any) -> Any:

@@ -232,8 +232,10 @@ def _files_of(entry: "ModelVersion") -> Path:
             folder = paths.CACHE / "registry" / entry.name / str(entry.version)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            mlflow.artifacts.download_artifacts(
-                artifact_uri=location, dst_path=str(folder), tracking_uri=store.uri
+            folder = Path(
+                mlflow.artifacts.download_artifacts(
+                    artifact_uri=location, dst_path=str(folder), tracking_uri=store.uri
+                )
             )
     if not folder.is_dir():
         raise TrackingError(_no_version(entry.name, int(entry.version)))
@@ -248,8 +250,10 @@ def _same_version(store: Store, name: str, tags: Mapping[str, str]) -> int | Non
         return None
     try:
         verify_version(name, int(newest.version))
-    except (VerificationError, TrackingError) as error:
-        get_logger("tracking").warning(f"{error}; registering it anew")
+    except (VerificationError, TrackingError):
+        get_logger("tracking").warning(
+            f"files of {name} version {newest.version} are gone or changed: registering it anew"
+        )
         return None
     return int(newest.version)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "histopathologic-cancer-detection"
 
 _LOCK_TIMEOUT_S = 300
-_LONGEST_CAUSE = 300
+_LONGEST_CAUSE = 200
 _ENVIRONMENT = {
     # privacy: neither belongs on hospital machines, and both can stall a run without network
     "MLFLOW_DISABLE_TELEMETRY": "true",

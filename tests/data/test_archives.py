@@ -1,7 +1,9 @@
 """Every source of ``SOURCES`` shows the same members with the same bytes."""
 
+import os
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,25 @@ def test_reader_travels_to_other_processes_as_a_few_bytes(tmp_path: Path, kind: 
     assert member is not None
     with pickle.loads(packed).open() as read:
         assert read(member) == files["train_labels.csv"]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("replace", "core"), [(Path.symlink_to, "symlink not allowed"), (None, "not a regular file")]
+)
+def test_file_exchanged_after_the_check(
+    tmp_path: Path, replace: Callable[..., None] | None, core: str
+) -> None:
+    """Catches following a link, or waiting at a pipe, that came after the folder was checked."""
+    folder = write_archive("folder", tmp_path, tiny_files())
+    archive = open_archive(folder)
+    (folder / "train_labels.csv").rename(tmp_path / "elsewhere.csv")
+    if replace:
+        replace(folder / "train_labels.csv", tmp_path / "elsewhere.csv")
+    else:
+        os.mkfifo(folder / "train_labels.csv")
+    with pytest.raises(ArchiveError, match=core):
+        archive.read("train_labels.csv")
 
 
 @pytest.mark.parametrize("kind", SOURCES)

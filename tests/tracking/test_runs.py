@@ -94,7 +94,7 @@ def test_logged_model_takes_uint8_and_is_pinned(store, keras_file):
     model = store.client.get_logged_model(model_id)
     assert (model.name, model.status) == ("resnet50", "READY")
     folder = paths.MLFLOW_ARTIFACTS / EXPERIMENT / "models" / model_id / "artifacts"
-    signature = mlflow.models.get_model_info(str(folder)).signature
+    signature = mlflow.models.Model.load(str(folder)).signature
     (patches,), (output,) = signature.inputs.inputs, signature.outputs.inputs
     assert (str(patches.type), patches.shape) == ("uint8", (-1, 96, 96, 3))
     assert (str(output.type), output.shape) == ("float32", (-1, 1))
