@@ -2,7 +2,7 @@
 
 from logging import Logger
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ def predict_logits(
     import tensorflow as tf
 
     @tf.function(reduce_retracing=True)
-    def forward(batch: tf.Tensor) -> tf.Tensor:
+    def forward(batch: Any) -> Any:
         return model(batch, training=False)[:, 0]
 
     outputs = np.empty(len(rows))

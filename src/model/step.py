@@ -7,6 +7,7 @@ from src.params import TrainParams
 if TYPE_CHECKING:
     import keras
 
+
 class TailStep:
     """One optimizer, one training step and one forward pass for the trainable part of a model.
 

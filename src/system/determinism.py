@@ -14,7 +14,7 @@ def start_tensorflow(*, seed: int, threads: int, quiet: bool) -> Environment:
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
     if quiet:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import keras
     import tensorflow as tf
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from src.system.errors import ProjectError
 
 MANIFEST = "manifest.json"
@@ -76,25 +78,31 @@ def read_json(path: Path) -> Any:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path``; on success it gets a manifest and becomes ``path``.
 
-    If the block raises, the folder is removed and what was at ``path`` is untouched.
+    If the block raises, the folder is removed and what was at ``path`` is untouched. If the process
+    is killed, the next one that writes ``path`` clears what it left. Two at once take turns.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    token = uuid.uuid4().hex
-    temporary = path.parent / f".{path.name}.{token}.tmp"
-    retired = path.parent / f".{path.name}.{token}.old"
-    temporary.mkdir()
-    try:
-        yield temporary
-        write_manifest(temporary)
-        if path.exists():
-            path.replace(retired)
-        temporary.replace(path)
-        _fsync_folder(path.parent)
-    finally:
-        if retired.exists() and not path.exists():
-            retired.replace(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+    temporary = path.parent / f".{path.name}.tmp"
+    retired = path.parent / f".{path.name}.old"
+    with FileLock(path.parent / f".{path.name}.lock"):
+        _settle(path, temporary, retired)  # what a killed process left
+        temporary.mkdir()
+        try:
+            yield temporary
+            write_manifest(temporary)
+            if path.exists():
+                path.replace(retired)
+            temporary.replace(path)
+            _fsync_folder(path.parent)
+        finally:
+            _settle(path, temporary, retired)
+
+
+def _settle(path: Path, temporary: Path, retired: Path) -> None:
+    if retired.exists() and not path.exists():
+        retired.replace(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def write_manifest(folder: Path) -> None:

@@ -35,6 +35,13 @@ def test_success_is_silent_on_stderr():
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+def test_sigterm_runs_the_clean_up():
+    """Catches half-written files that stay because the process just died."""
+    body = "import os, signal\n    try: os.kill(os.getpid(), 15)\n    finally: print('cleared')"
+    done = _run(body)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "cleared\n", "")
+
+
 def test_ctrl_c_is_130():
     """Catches an interruption that looks like success."""
     assert _run("raise KeyboardInterrupt").returncode == 130

@@ -50,8 +50,20 @@ def test_an_interrupted_folder_leaves_what_was_there(tmp_path):
     with pytest.raises(Interrupted):
         _fill_then_fail(folder)
     assert (folder / "a").read_text() == "whole"
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.lock", "out"]
     verify_folder(folder)
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    """Catches gigabytes of half a folder that stay, and a folder lost between two renames."""
+    (tmp_path / ".out.tmp").mkdir()
+    (tmp_path / ".out.tmp" / "half").touch()
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old" / "a").write_text("whole")
+    with pytest.raises(Interrupted):
+        _fill_then_fail(tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_text() == "whole"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.lock", "out"]
 
 
 def test_a_folder_is_replaced_whole(tmp_path):
@@ -74,14 +86,14 @@ def folder(tmp_path):
 def test_one_flipped_bit_is_found(folder):
     """Catches a reader that trusts sizes."""
     (folder / "sub" / "a").write_bytes(b"\x00\x03")
-    with pytest.raises(IntegrityError, match="sha256 mismatch: .*sub/a"):
+    with pytest.raises(IntegrityError, match=r"sha256 mismatch: .*sub/a"):
         verify_folder(folder)
 
 
 def test_missing_extra_and_unlisted(folder):
     """Catches files that nobody vouches for."""
     (folder / "b").touch()
-    with pytest.raises(IntegrityError, match="file not in the manifest: .*b;"):
+    with pytest.raises(IntegrityError, match=r"file not in the manifest: .*b;"):
         verify_folder(folder)
     (folder / "b").unlink()
     (folder / "sub" / "a").unlink()
