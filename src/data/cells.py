@@ -76,8 +76,8 @@ def draw_round_nuclei(rng: np.random.Generator, n: int, cells: Cells, radius: Fl
     axes = np.stack([radii * stretch, radii / stretch], axis=-1).astype(np.float32)
     lobes = rng.normal(0, 0.05, (m, 2)).astype(np.float32)
     angle = rng.uniform(0, np.pi, m).astype(np.float32)
-    darkness = _darkness(rng, n, cells, mean=1.15, spread=0.28)
-    paleness = rng.uniform(0.1, 0.8, n).astype(np.float32)[cells.patch]
+    darkness = _darkness(rng, n, cells, mean=1.09, spread=0.25)
+    paleness = rng.uniform(0.1, 0.6, n).astype(np.float32)[cells.patch]
     canvas = _Canvas(n)
     for batch, some in cells.batches():
         window = canvas.window(some, reach=5)
@@ -121,8 +121,8 @@ def draw_tumour_nuclei(
     stretch = np.exp(rng.normal(0, 0.14, m)).astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi, m).astype(np.float32)
     lobes = rng.normal(0, (0.09, 0.07), (m, 2)).astype(np.float32)
-    darkness = _darkness(rng, n, cells, mean=1.25, spread=0.28)
-    paleness = np.clip(rng.normal(0.55, 0.12, n), 0.25, 0.8).astype(np.float32)[cells.patch]
+    darkness = _darkness(rng, n, cells, mean=1.13, spread=0.25)
+    paleness = np.clip(rng.normal(0.5, 0.14, n), 0.15, 0.75).astype(np.float32)[cells.patch]
     nucleoli = rng.uniform(-0.45, 0.45, (2, m, 2)).astype(np.float32)
     strength = (rng.uniform(0.35, 0.8, (m, 2)) * (1, 0.6)).astype(np.float32)
     nuclei, bodies = _Canvas(n), _Canvas(n)

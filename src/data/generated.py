@@ -25,7 +25,7 @@ TUMOUR_FRACTION = 0.405  # Kaggle's
 TUMOUR_FRACTION_SPREAD = 0.205  # a slide's fraction lies within ± this
 OUTSIDE_FRACTION = 0.2  # of normal patches: tumour near, not in the centre
 FEW_FRACTION = 0.12  # of tumour patches: a few cells
-CROWDING_LOGITS = (-1.5, 2.5)  # mean beside tumour, and where there is none or little
+CROWDING_LOGITS = (-1.7, 2.7)  # mean beside tumour, and where there is none or little
 WHITE_FRACTION = 0.002
 BLACK_FRACTION = 0.001
 
@@ -213,15 +213,15 @@ def _draw_looks(chunk: Chunk) -> _Looks:
         stains=draw_stains(rng, chunk.n_slides),
         lymphocyte_radius=uniform(2.5, 3.0),
         tumour_radius=uniform(5.5, 6.8),
-        blur=uniform(0.0, 0.1),
-        noise=uniform(1.5, 4.0),
+        blur=uniform(0.03, 0.1),
+        noise=uniform(1.5, 3.0),
     )
 
 
 def _layout(rng: np.random.Generator, chunk: Chunk, looks: _Looks) -> Layout:
     kind, slide = chunk.kind, chunk.slide
     n = len(kind)
-    region = np.where(rng.random(n) < 0.5, 2.0 * SIZE, rng.uniform(26, 65, n))
+    region = np.where(rng.random(n) < 0.4, 2.0 * SIZE, rng.uniform(26, 65, n))
     beside = rng.uniform(18, 50, n)
     extent = np.select(
         [kind == FEW, kind == OUTSIDE], [rng.uniform(6, 16, n), beside], default=region

@@ -1,0 +1,68 @@
+"""Draw docs/pipeline.png from dvc.yaml: ``python docs/pipeline_picture.py``."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parent.parent
+SAYS = {
+    "sample": "generated archive\nin Kaggle's layout",
+    "ingest": "decode, check, pack\nuint8 (n, 96, 96, 3)",
+    "explore": "pictures of\nthe data",
+    "split": "train / val / holdout\nby whole slides",
+    "train": "ResNet50 frozen,\nhead only",
+    "finetune": "top residual\nblocks too",
+    "evaluate": "intervals, baseline,\nthreshold from val",
+    "register": "challenger, and\nchampion by evidence",
+    "predict": "submission.csv\nand its lineage",
+}
+LOGS_TO_MLFLOW = ("train", "finetune", "evaluate", "register")
+BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#555555"
+
+
+def main() -> None:
+    stages = list(YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"])
+    figure = Figure(figsize=(12, 4.2), dpi=110)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, 5.1)
+    axes.set_ylim(-0.15, 2.75)
+    axes.axis("off")
+    centres = {stage: _centre(index) for index, stage in enumerate(stages)}
+    for stage, (x, y) in centres.items():
+        _box(axes, stage, x, y)
+    for left, right in zip(stages, stages[1:], strict=False):
+        _arrow(axes, centres[left], centres[right])
+    axes.text(0.05, 2.55, "dvc repro: archive to submission", fontsize=15, weight="bold")
+    axes.text(5.05, 2.55, "orange: logged to MLflow", fontsize=11, color=VERMILLION, ha="right")
+    figure.savefig(ROOT / "docs" / "pipeline.png")
+
+
+def _centre(index: int) -> tuple[float, float]:
+    column = index if index < 5 else 8 - index + 0.5
+    return 0.55 + column, 1.95 if index < 5 else 0.6
+
+
+def _box(axes, stage: str, x: float, y: float) -> None:
+    colour = VERMILLION if stage in LOGS_TO_MLFLOW else BLUE
+    shape = "round,pad=0.02,rounding_size=0.05"
+    axes.add_patch(
+        FancyBboxPatch((x - 0.4, y - 0.4), 0.8, 0.8, boxstyle=shape, fc="white", ec=colour, lw=2)
+    )
+    axes.text(x, y + 0.2, stage, ha="center", va="center", fontsize=14, weight="bold", color=colour)
+    axes.text(x, y - 0.14, SAYS[stage], ha="center", va="center", fontsize=9.5, color=GREY)
+
+
+def _arrow(axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    (x0, y0), (x1, y1) = start, end
+    if y0 == y1:
+        step = 0.43 if x1 > x0 else -0.43
+        ends = (x0 + step, y0), (x1 - step, y1)
+    else:
+        ends = (x0 - 0.1, y0 - 0.43), (x1 + 0.2, y1 + 0.43)
+    axes.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=16, color=GREY))
+
+
+if __name__ == "__main__":
+    main()
