@@ -27,11 +27,19 @@ def test_shipped_params_are_the_sample_preset():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("learning_rate: 0.0001", "learning_rate: 0", "finetune.learning_rate must be > 0 (got 0)"),
-        ("learning_rate: 0.0001", "learning_rate: -1.0", "finetune.learning_rate must be > 0"),
-        ("learning_rate: 0.0001", 'learning_rate: "1e-3"', "must be a number (got '1e-3')"),
-        ("learning_rate: 0.0001", "learning_rate: .nan", "must be a finite number (got nan)"),
-        ("learning_rate: 0.0001", "learning_rate: true", "finetune.learning_rate must be a number"),
+        (
+            "learning_rate: 0.00002",
+            "learning_rate: 0",
+            "finetune.learning_rate must be > 0 (got 0)",
+        ),
+        ("learning_rate: 0.00002", "learning_rate: -1.0", "finetune.learning_rate must be > 0"),
+        ("learning_rate: 0.00002", 'learning_rate: "1e-3"', "must be a number (got '1e-3')"),
+        ("learning_rate: 0.00002", "learning_rate: .nan", "must be a finite number (got nan)"),
+        (
+            "learning_rate: 0.00002",
+            "learning_rate: true",
+            "finetune.learning_rate must be a number",
+        ),
         ("depth: 3", "depth: 17", "finetune.depth must be ≤ 16 (got 17)"),
         ("depth: 3", "depth: -1", "finetune.depth must be ≥ 0 (got -1)"),
         ("depth: 3", "depth: 3.5", "finetune.depth must be a whole number (got 3.5)"),

@@ -2,6 +2,8 @@
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 
 Environment = dict[str, str | int | float | bool]
@@ -15,9 +17,11 @@ def start_tensorflow(*, seed: int, threads: int, quiet: bool) -> Environment:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     if quiet:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import keras
-    import tensorflow as tf
+    with _silent_stderr() if quiet else nullcontext():
+        import keras
+        import tensorflow as tf
 
+        n_gpus = len(tf.config.list_physical_devices("GPU"))
     n_threads = threads or os.cpu_count() or 1
     try:
         tf.config.threading.set_intra_op_parallelism_threads(n_threads)
@@ -35,6 +39,20 @@ def start_tensorflow(*, seed: int, threads: int, quiet: bool) -> Environment:
         "numpy": version("numpy"),
         "threads": n_threads,
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
-        "gpus": len(tf.config.list_physical_devices("GPU")),
+        "gpus": n_gpus,
         "deterministic": True,
     }
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Send file descriptor 2 nowhere: native code says that there is no GPU, whatever its level."""
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
