@@ -1,5 +1,6 @@
 """Draw docs/pipeline.png from dvc.yaml: ``python docs/pipeline_picture.py``."""
 
+from itertools import pairwise
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -32,7 +33,7 @@ def main() -> None:
     centres = {stage: _centre(index) for index, stage in enumerate(stages)}
     for stage, (x, y) in centres.items():
         _box(axes, stage, x, y)
-    for left, right in zip(stages, stages[1:], strict=False):
+    for left, right in pairwise(stages):
         _arrow(axes, centres[left], centres[right])
     axes.text(0.05, 2.55, "dvc repro: archive to submission", fontsize=15, weight="bold")
     axes.text(5.05, 2.55, "orange: logged to MLflow", fontsize=11, color=VERMILLION, ha="right")

@@ -13,10 +13,9 @@ from src import paths, predict
 from src.system.durable import verify_folder
 from src.tracking import registry, runs
 from src.tracking.logged_models import VerificationError
-from tests.tracking.support import THIRD_PARTY_WARNINGS, final_folder, patches, record
+from tests.tracking.support import final_folder, patches, record
 
 pytest_plugins = ("tests.tracking.fixtures",)
-pytestmark = THIRD_PARTY_WARNINGS
 
 LOG = logging.getLogger("hcd.test")
 TEST_IDS = ["c" * 40, "a" * 40, "d" * 40, "b" * 40]  # in the order of sample_submission.csv

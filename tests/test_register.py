@@ -16,7 +16,6 @@ from src.system.durable import read_json, replacing_folder, write_json
 from src.tracking import registry, runs
 from src.tracking.logged_models import VerificationError
 from tests.tracking.support import (
-    THIRD_PARTY_WARNINGS,
     final_folder,
     model_folder,
     patches,
@@ -24,7 +23,6 @@ from tests.tracking.support import (
 )
 
 pytest_plugins = ("tests.tracking.fixtures",)
-pytestmark = THIRD_PARTY_WARNINGS
 
 LOG = logging.getLogger("hcd.test")
 BETTER, EQUAL, WORSE = Difference(0.05, 0.02, 0.08), Difference(0, 0, 0), Difference(-0.1, -0.2, 0)

@@ -9,15 +9,6 @@ from src import paths
 from src.system.durable import replacing_folder, write_json
 from src.tracking.records import RunRecord
 
-THIRD_PARTY_WARNINGS = [
-    pytest.mark.filterwarnings(rule)
-    for rule in (
-        "ignore:__array__ implementation:DeprecationWarning",  # keras, with numpy 2
-        "ignore:The ``noload`` loader strategy:DeprecationWarning",  # mlflow's import
-        "ignore:.*Any type hint is inferred:UserWarning",  # mlflow's import
-    )
-]
-
 
 def point_paths_at(root: Path, patch: pytest.MonkeyPatch) -> None:
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)

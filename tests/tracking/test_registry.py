@@ -13,7 +13,6 @@ from src.tracking import registry, runs
 from src.tracking.logged_models import VerificationError
 from src.tracking.store import TrackingError
 from tests.tracking.support import (
-    THIRD_PARTY_WARNINGS,
     final_folder,
     patches,
     point_paths_at,
@@ -21,7 +20,7 @@ from tests.tracking.support import (
 )
 
 pytest_plugins = ("tests.tracking.fixtures",)
-pytestmark = [pytest.mark.tensorflow, *THIRD_PARTY_WARNINGS]
+pytestmark = pytest.mark.tensorflow
 
 EVIDENCE = {"auroc": 0.91234, "baseline_auroc": 0.8, "final_weights_sha256": "b" * 64}
 IDS = ["a" * 40, "b" * 40]

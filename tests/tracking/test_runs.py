@@ -12,10 +12,9 @@ from src.system.durable import read_json, write_json
 from src.tracking import runs
 from src.tracking.records import flat_metrics, run_name, run_params
 from src.tracking.store import EXPERIMENT, TrackingError
-from tests.tracking.support import THIRD_PARTY_WARNINGS, fit, model_folder, record
+from tests.tracking.support import fit, model_folder, record
 
 pytest_plugins = ("tests.tracking.fixtures",)
-pytestmark = THIRD_PARTY_WARNINGS
 
 HISTORY = fit()["history"]
 
@@ -124,7 +123,7 @@ def test_sigterm_ends_as_killed_and_hands_the_signal_back(store):
 HANG = """
 import sys, time
 from src.tracking import runs
-from tests.tracking.support import THIRD_PARTY_WARNINGS, fit, record
+from tests.tracking.support import fit, record
 with runs.training_run(record("train")) as run:
     run.log_epoch(1, fit()["history"][0])
     print(run.run_id, flush=True)

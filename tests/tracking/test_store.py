@@ -11,10 +11,9 @@ import pytest
 
 from src import paths
 from src.tracking.store import EXPERIMENT, TrackingError, connect
-from tests.tracking.support import THIRD_PARTY_WARNINGS, point_paths_at
+from tests.tracking.support import point_paths_at
 
 pytest_plugins = ("tests.tracking.fixtures",)
-pytestmark = THIRD_PARTY_WARNINGS
 
 CONNECT = "from src.tracking.store import connect; print(connect().experiment_id)"
 
