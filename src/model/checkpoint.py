@@ -55,7 +55,7 @@ class Checkpoint:
         if not self.file.exists():
             return None
         try:
-            with np.load(self.file, allow_pickle=False) as saved:
+            with np.load(io.BytesIO(self.file.read_bytes()), allow_pickle=False) as saved:
                 header = json.loads(str(saved["header"]))
                 if header["key"] != self.key:
                     self.log.info("starts fresh: parameters, data or code changed since last time")
