@@ -50,7 +50,7 @@ def test_shipped_params_are_the_sample_preset():
         ("name: plateau", "name: zigzag", "finetune.schedule must have a name among"),
         ("class_weights: balanced", "class_weights: on", "must be 'balanced' or 'none'"),
         ("class_weights: balanced", "class_weights: {normal: 0, tumour: 1}", "normal must be > 0"),
-        ("centre_crop: null", "centre_crop: 63", "centre_crop must be even"),
+        ("centre_crop: 64", "centre_crop: 63", "centre_crop must be even"),
         ("val_fraction: 0.15", "val_fraction: 0.85", "val_fraction + holdout_fraction must be < 1"),
         ("depth: 3", "depth: !!python/object/apply:os.getcwd []", "unsafe YAML"),
         ("depth: 3", "depth: 3\n  depth: 4", "duplicate key"),

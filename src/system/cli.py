@@ -18,13 +18,15 @@ from src.system.errors import ProjectError
 
 def run(main: Callable[..., None]) -> None:
     """Run ``main`` as a typer command; its docstring is the help text."""
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    before = signal.signal(signal.SIGTERM, _exit_on_sigterm)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     try:
         app()
     except ProjectError as error:
         sys.exit(_one_line(str(error)))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _exit_on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001

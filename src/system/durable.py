@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from src import paths
 from src.system.errors import ProjectError
 
 MANIFEST = "manifest.json"
@@ -84,7 +85,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.tmp"
     retired = path.parent / f".{path.name}.old"
-    with FileLock(path.parent / f".{path.name}.lock"):
+    with _writer_lock(path):
         _settle(path, temporary, retired)  # what a killed process left
         temporary.mkdir()
         try:
@@ -96,6 +97,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             _fsync_folder(path.parent)
         finally:
             _settle(path, temporary, retired)
+
+
+def _writer_lock(path: Path) -> FileLock:
+    # not beside the folder: nothing but the result is left there
+    locks = paths.CACHE / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.lock")
 
 
 def _settle(path: Path, temporary: Path, retired: Path) -> None:

@@ -243,7 +243,9 @@ def test_row_03_unreadable(monkeypatch: pytest.MonkeyPatch, locked: str) -> None
         project = Project(root, monkeypatch)
         kind = "zip" if locked.endswith(".zip") else "folder"
         archive = write_archive(kind, root, tiny_files())
-        for path in (root, root / "data", project.ingested):
+        monkeypatch.setattr(paths, "CACHE", root / ".cache")
+        (root / ".cache").mkdir()
+        for path in (root, root / "data", root / ".cache", project.ingested):
             path.chmod(0o777)
         (root / locked).chmod(0)
         with as_nobody():

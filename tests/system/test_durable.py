@@ -50,7 +50,7 @@ def test_an_interrupted_folder_leaves_what_was_there(tmp_path):
     with pytest.raises(Interrupted):
         _fill_then_fail(folder)
     assert (folder / "a").read_text() == "whole"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.lock", "out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     verify_folder(folder)
 
 
@@ -63,7 +63,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
     with pytest.raises(Interrupted):
         _fill_then_fail(tmp_path / "out")
     assert (tmp_path / "out" / "a").read_text() == "whole"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.lock", "out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
 def test_a_folder_is_replaced_whole(tmp_path):
