@@ -43,10 +43,33 @@ class SampleParams(_Section):
 
 
 class IngestParams(_Section):
-    """Which archive, and how many unreadable patches it may hold."""
+    """Where the patches come from, and how many may be unreadable."""
 
-    archive: str = Field(min_length=1, description="zip or folder in Kaggle's layout")
+    archive: str = Field(
+        min_length=1, description="zip or folder in Kaggle's layout, or folder of PCam's h5 files"
+    )
+    extra: tuple[str, ...] = Field(
+        default=(), strict=False, description="further archives whose labelled patches join train"
+    )
+    no_submission: StrictBool = Field(
+        default=False,
+        description="leave the test images out; allows PCam beside Kaggle's archive, whose test "
+        "images PCam labels",
+    )
+    slides: str | None = Field(
+        default=None, min_length=1, description="csv id,slide or id,wsi; null: the archive's own"
+    )
+    h5_sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        default_factory=dict,
+        description="file name → SHA-256 of h5 files that aren't PCam's published ones",
+    )
     max_bad: int = Field(ge=0, description="unreadable images to quarantine before giving up")
+
+    @model_validator(mode="after")
+    def _archive_is_not_extra(self) -> "IngestParams":
+        if len({self.archive, *self.extra}) != 1 + len(self.extra):
+            raise ValueError("archive and extra must name different archives, each once")
+        return self
 
 
 class ExploreParams(_Section):
@@ -60,8 +83,18 @@ class SplitParams(_Section):
     """Whole groups go to train, val or holdout; train gets what the other two leave."""
 
     seed: Seed
+    group_by: Literal["auto", "slide", "stain", "patch"] = Field(
+        description="what stays together: slides, stain clusters standing in for them, or single "
+        "patches; auto: slides where the archive names any, else stain"
+    )
     val_fraction: Number = Field(gt=0, lt=1, description="share of labelled patches in val")
     holdout_fraction: Number = Field(gt=0, lt=1, description="share of labelled patches in holdout")
+    n_folds: int | None = Field(
+        default=None, ge=3, le=100, description="cross-validation folds; null uses the fractions"
+    )
+    fold: int = Field(
+        default=0, ge=0, description="from 0: the fold held out; the next one is val, others train"
+    )
 
     @model_validator(mode="after")
     def _leaves_train(self) -> "SplitParams":
@@ -69,6 +102,10 @@ class SplitParams(_Section):
             raise ValueError(
                 "val_fraction + holdout_fraction must be < 1 "
                 f"(got {self.val_fraction} + {self.holdout_fraction}); train gets the rest"
+            )
+        if self.fold >= (self.n_folds or 1):
+            raise ValueError(
+                f"fold must be < n_folds, or 0 without folds (got {self.fold} of {self.n_folds})"
             )
         return self
 

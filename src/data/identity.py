@@ -19,7 +19,7 @@ def dataset_identity(train: LabelledPatches, val: LabelledPatches) -> dict[str, 
     report = read_json(paths.INGEST_REPORT)
     content = str(report["digests"]["train"])
     return {
-        "name": str(report["archive"]),
+        "name": str(report["archive"]["name"]),
         "digest": _dvc_md5("ingest") or content,
         "content_digest": content,
         "split_sha256": sha256_file(paths.SPLIT),

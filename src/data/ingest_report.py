@@ -10,7 +10,8 @@ import pandas as pd
 from src.data.flags import DUPLICATE_OF
 from src.data.inventory import Inventory
 from src.data.labels import CLASSES
-from src.data.packing import PackedSubset, channel_moments
+from src.data.measuring import channel_moments
+from src.data.packing import PackedSubset
 
 _MAX_IDS_LISTED = 1_000
 

@@ -55,13 +55,12 @@ def load_split(
     SplitMismatch
         A labelled patch has no split, a split names an unknown patch, or the split is empty.
     """
-    import pandas as pd
-
     from src.data.packed import open_pixels, read_patches
+    from src.data.split_table import read_split
 
     patches = read_patches(ingest)
     labelled = patches[patches["subset"] == "train"]
-    joined = labelled.merge(pd.read_parquet(split_file), on="id", how="outer", indicator=True)
+    joined = labelled.merge(read_split(split_file), on="id", how="outer", indicator=True)
     _check_join(joined, split_file)
     chosen = joined[joined["split"] == split].sort_values("id")
     if chosen.empty:

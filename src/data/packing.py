@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.data.archives import IMAGE_SUFFIX, Archive, BadPatchError, Member, Reader
-from src.data.flags import blank_flag
-from src.data.tiff import PATCH_BYTES, PATCH_SHAPE, PATCH_SIZE_PX, decode_patch, sha256_pixels
+from src.data.measuring import Measurements, measure
+from src.data.tiff import PATCH_BYTES, PATCH_SHAPE, decode_patch, raw_patch, sha256_pixels
 from src.system.errors import ProjectError
 
 CHUNK_PATCHES = 256  # 7 MB of pixels
@@ -35,6 +35,12 @@ _MIN_PATCHES_A_PROCESS = 1_000  # fewer are decoded sooner than a process starts
 _CHUNKS_WAITING = 4  # per process
 
 Advance = Callable[[int], None]
+
+# by ``Member.encoding``
+DECODERS: Mapping[str, Callable[[bytes], NDArray[np.uint8]]] = {
+    "tiff": decode_patch,
+    "raw": raw_patch,
+}
 
 
 class PackingError(ProjectError):
@@ -60,8 +66,8 @@ class DecodedChunk:
     ----------
     digests
         n SHA-256 of the pixels; '' where the image is unreadable.
-    blanks
-        n blank flags; '' for none.
+    measured
+        Of the n patches.
     sums, squares
         (3,) int64, sum and sum of squares of each channel over all pixels of readable patches.
     bad
@@ -71,7 +77,7 @@ class DecodedChunk:
     subset: str
     first_row: int
     digests: list[str]
-    blanks: list[str]
+    measured: Measurements
     sums: NDArray[np.int64]
     squares: NDArray[np.int64]
     bad: dict[int, str]
@@ -87,8 +93,8 @@ class PackedSubset:
         In the order given.
     rows
         (n,) int64, each patch's row in the file; −1 for unreadable images, which have none.
-    digests, blanks
-        As in :class:`DecodedChunk`, one a patch.
+    digests, parts
+        As in :class:`DecodedChunk`: one digest a patch, one part a chunk.
     bad
         Id → why the image is unreadable.
     sums, squares
@@ -99,10 +105,15 @@ class PackedSubset:
     path: Path
     rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     digests: list[str] = field(default_factory=list)
-    blanks: list[str] = field(default_factory=list)
+    parts: list[Measurements] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
     sums: NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
     squares: NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
+
+    @property
+    def measured(self) -> Measurements:
+        """Of all patches, unreadable ones included."""
+        return Measurements.joined(self.parts)
 
 
 def pack_archive(
@@ -155,42 +166,19 @@ def decode_chunk(chunk: Chunk) -> DecodedChunk:
     """Read, decode, hash and write the patches of one chunk."""
     n = len(chunk.members)
     pixels = np.zeros((n, *PATCH_SHAPE), np.uint8)
-    digests, blanks, bad = [""] * n, [""] * n, {}
-    sums, squares = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    digests, bad = [""] * n, {}
     with chunk.reader.open() as read:
         for i, member in enumerate(chunk.members):
             try:
-                pixels[i] = decode_patch(read(member))
+                pixels[i] = DECODERS[member.encoding](read(member))
             except BadPatchError as error:
                 bad[i] = str(error)
                 continue
             digests[i] = sha256_pixels(pixels[i])
-            patch_sums, patch_squares = _channel_sums(pixels[i])
-            blanks[i] = blank_flag(*channel_moments(patch_sums, patch_squares, n_patches=1))
-            sums += patch_sums
-            squares += patch_squares
+    readable = np.array([bool(digest) for digest in digests], dtype=np.bool_)
+    measured, sums, squares = measure(pixels, readable)
     _write_rows(chunk.path, chunk.first_row, pixels)
-    return DecodedChunk(chunk.subset, chunk.first_row, digests, blanks, sums, squares, bad)
-
-
-def channel_moments(
-    sums: NDArray[np.int64], squares: NDArray[np.int64], *, n_patches: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(3,) mean and (3,) standard deviation of each channel, in levels of 0 to 255."""
-    n = n_patches * PATCH_SIZE_PX**2
-    mean = sums / n
-    # n·Σx² − (Σx)² in whole numbers of any size: no cancellation
-    spread = [n * int(q) - int(s) ** 2 for s, q in zip(sums, squares, strict=True)]
-    return mean, np.sqrt(np.array(spread, dtype=np.float64)) / n
-
-
-def _channel_sums(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    # (96, 288): long rows add up an order of magnitude faster than (9216, 3)
-    levels = pixels.reshape(PATCH_SIZE_PX, -1).astype(np.uint32)
-    sums = levels.sum(axis=0, dtype=np.uint32).reshape(-1, 3).sum(axis=0, dtype=np.int64)
-    levels *= levels
-    squares = levels.sum(axis=0, dtype=np.uint32).reshape(-1, 3).sum(axis=0, dtype=np.int64)
-    return sums, squares
+    return DecodedChunk(chunk.subset, chunk.first_row, digests, measured, sums, squares, bad)
 
 
 def _chunks(archive: Archive, name: str, subset: PackedSubset) -> Iterator[Chunk]:
@@ -255,7 +243,7 @@ def _end_with(parent: BaseProcess) -> None:
 
 def _add(subset: PackedSubset, decoded: DecodedChunk) -> None:
     subset.digests += decoded.digests
-    subset.blanks += decoded.blanks
+    subset.parts.append(decoded.measured)
     subset.sums += decoded.sums
     subset.squares += decoded.squares
     for position, reason in decoded.bad.items():

@@ -11,6 +11,10 @@ slide             str      null where unknown
 sha256            str      of the 27,648 pixel bytes; null for quarantined test patches
 flags             str      comma-separated, '' for none (``src.data.flags``)
 submission_order  Int64    position in ``sample_submission.csv``, from 0; null in train
+phash             UInt64   perceptual hash; null for patches that are blank, without structure or
+                           quarantined (``src.data.perceptual_hash``)
+od_mean_r … _b    float32  mean optical density of each channel; null if quarantined
+od_cov_rr … _bb   float32  their covariance over the patch (``src.data.optical_density``)
 ================  =======  ===================================================================
 
 Quarantined train patches are not in the table.
@@ -23,6 +27,7 @@ import pandas as pd
 
 from src.data.flags import QUARANTINED, duplicate_flags, join_flags
 from src.data.inventory import Inventory
+from src.data.optical_density import MOMENT_COLUMNS
 from src.data.packing import PackedSubset
 
 
@@ -49,12 +54,15 @@ def patch_table(inventory: Inventory, packed: Mapping[str, PackedSubset]) -> pd.
                 dtype="str",
             ),
             "submission_order": ids.map(inventory.submission_order).astype("Int64"),
+            "phash": table["phash"].astype("UInt64"),
+            **{column: table[column].astype(np.float32) for column in MOMENT_COLUMNS},
         }
     )
 
 
 def _subset_table(subset: str, packed: PackedSubset) -> pd.DataFrame:
-    flags = np.where(packed.rows < 0, QUARANTINED, np.asarray(packed.blanks, dtype=object))
+    measured = packed.measured
+    flags = np.where(packed.rows < 0, QUARANTINED, np.asarray(measured.blanks, dtype=object))
     return pd.DataFrame(
         {
             "id": packed.ids,
@@ -62,5 +70,7 @@ def _subset_table(subset: str, packed: PackedSubset) -> pd.DataFrame:
             "row": packed.rows,
             "sha256": packed.digests,
             "flag": flags,
+            "phash": pd.arrays.IntegerArray(measured.hashes, ~measured.hash_known),
         }
+        | dict(zip(MOMENT_COLUMNS, measured.moments.T, strict=True))
     )

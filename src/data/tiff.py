@@ -1,5 +1,6 @@
 """One patch's TIFF bytes to pixels, or the exact reason why not.
 
+Kaggle's own way of writing a patch is read by ``plain_tiff``, everything else by Pillow.
 TensorFlow doesn't decode TIFF, and Pillow opens far more than a patch may be (a renamed PNG,
 CMYK, 16 bits, several pages, 400 megapixels in 4 kB), so everything is checked before a pixel is
 decoded.
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from src.data.archives import BadPatchError
+from src.data.plain_tiff import read_plain
 
 PATCH_SIZE_PX = 96
 PATCH_SHAPE = (PATCH_SIZE_PX, PATCH_SIZE_PX, 3)
@@ -63,6 +65,9 @@ def decode_patch(data: bytes) -> NDArray[np.uint8]:
     BadPatchError
         Anything but one whole, uncompressed 8-bit RGB TIFF of 96 × 96 px, as Kaggle's are.
     """
+    plain = read_plain(data)
+    if plain is not None:
+        return plain
     _check_format(data)
     _check_frames(data)
     try:
@@ -80,6 +85,13 @@ def decode_patch(data: bytes) -> NDArray[np.uint8]:
     if pixels.shape != PATCH_SHAPE or pixels.dtype != np.uint8:
         raise BadPatchError(f"decoded to {pixels.shape} {pixels.dtype}, expected {PATCH_SHAPE}")
     return pixels
+
+
+def raw_patch(data: bytes) -> NDArray[np.uint8]:
+    """The (96, 96, 3) uint8 pixels, read-only, whose bytes ``data`` are: rows from the top, RGB."""
+    if len(data) != PATCH_BYTES:
+        raise BadPatchError(f"{len(data):,} bytes of pixels, expected {PATCH_BYTES:,}")
+    return np.frombuffer(data, np.uint8).reshape(PATCH_SHAPE)
 
 
 def sha256_pixels(pixels: NDArray[np.uint8]) -> str:

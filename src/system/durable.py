@@ -4,6 +4,7 @@ A folder of several files gets ``manifest.json`` (SHA-256 and size of each file)
 readers call :func:`verify_folder` before they trust what lies there.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -150,6 +151,38 @@ def verify_folder(folder: Path) -> dict[str, str]:
                 "run the stage that writes it again"
             )
     return {name: str(entry["sha256"]) for name, entry in entries.items()}
+
+
+def verify_file(path: Path) -> str:
+    """Check one file of a folder against the folder's manifest; return its SHA-256.
+
+    What was verified is not hashed again in this process while the file stays as it is.
+
+    Raises
+    ------
+    IntegrityError
+        The manifest is missing or doesn't name the file, or the file has other bytes.
+    """
+    manifest = path.parent / MANIFEST
+    if not manifest.is_file():
+        raise IntegrityError(f"manifest missing: {manifest}; run the stage that writes it")
+    entry = read_json(manifest)["files"].get(path.name)
+    if entry is None:
+        raise IntegrityError(
+            f"file not in the manifest: {path}; run the stage that writes it again"
+        )
+    status = path.stat()
+    if _digest_of(path, status.st_ino, status.st_size, status.st_mtime_ns) != entry["sha256"]:
+        raise IntegrityError(
+            f"sha256 mismatch: {path} is not the file its manifest names; "
+            "run the stage that writes it again"
+        )
+    return str(entry["sha256"])
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_of(path: Path, inode: int, n_bytes: int, changed_ns: int) -> str:  # noqa: ARG001
+    return sha256_file(path)
 
 
 def _files_below(folder: Path) -> list[Path]:
