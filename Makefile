@@ -5,8 +5,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
+# full_size is left out: it needs 30 GB of disk and 20 minutes
+BENCHMARKS := sample ingest grouping bootstrap
 
-.PHONY: help repro test check lint ui lock deps bench clean venv
+.PHONY: help repro test check lint ui lock deps data fuzz bench clean venv
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -30,12 +32,21 @@ ui: venv  ## compare runs in the browser: http://127.0.0.1:5000
 lock: venv  ## resolve pyproject.toml anew into requirements.lock (needs uv)
 	uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes \
 	  --no-emit-index-url --no-header --upgrade pyproject.toml -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --extra dev --extra kaggle --generate-hashes \
+	  --no-emit-index-url --no-header -c requirements.lock pyproject.toml -o requirements-kaggle.lock
 
 deps: venv  ## write each stage's import closure into dvc.yaml
 	python -m tests.pipeline.closure
 
+data: venv  ## download Kaggle's archive into data/source and track it (needs credentials)
+	python -m pip install -q --require-hashes -r requirements-kaggle.lock
+	python -m src.ingest --download
+
+fuzz: venv  ## mutate archives for a minute: each must end in a result or one of our errors
+	python -m pytest -q tests/faults/test_fuzz.py --fuzz-seconds 60
+
 bench: venv  ## print the benchmark tables
-	@for bench in benchmarks/*.py; do echo "== $$bench"; python -m benchmarks.$$(basename $$bench .py) || exit 1; done
+	@for bench in $(BENCHMARKS); do echo "== $$bench"; python -m benchmarks.$$bench || exit 1; done
 
 clean:  ## delete what can be made again: .venv, caches, outputs (not mlflow.db and mlruns/)
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache data models reports submission

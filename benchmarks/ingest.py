@@ -1,4 +1,4 @@
-"""How fast ``ingest`` reads a zip: ``python benchmarks/ingest.py --patches 20000``.
+"""How fast ``ingest`` reads a zip: ``python -m benchmarks.ingest --patches 20000``.
 
 Generates a zip of that many different patches in a temporary folder, ingests it and prints a
 table. Kaggle's archive has 277,483 patches: 7.7 GB of zip and 7.7 GB of packed pixels on disk.
@@ -6,10 +6,8 @@ Expected on 2 idle cores: over 2,500 patches/s and under 600 MB at any size.
 """
 
 import os
-import resource
 import shutil
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import typer
 
+from benchmarks.full_archive import tiff_header
+from benchmarks.measured import Measured, run_measured
+
 ROOT = Path(__file__).resolve().parent.parent
 TEST_SHARE = 0.207  # 57,458 of Kaggle's 277,483 patches
 N_TEMPLATES = 32
 _UNIQUE_BYTES = 16  # pixel bytes that make each patch one of its own
-_STRIP_AT = 140
-_SAMPLE_EVERY_S = 0.1
 
 INGEST = """
 import sys
@@ -47,7 +46,7 @@ def main(patches: int = 20_000, workers: int = 0, folder: Path | None = None) ->
         started = time.perf_counter()
         write_archive(archive, patches)
         generated_s = time.perf_counter() - started
-        wall_s, cpu_s, peak_bytes = run_ingest(archive, Path(temporary) / "out", workers)
+        measured = run_ingest(archive, Path(temporary) / "out", workers)
         packed_bytes = sum(f.stat().st_size for f in (Path(temporary) / "out").iterdir())
         archive_bytes = archive.stat().st_size
     rows = [
@@ -55,10 +54,10 @@ def main(patches: int = 20_000, workers: int = 0, folder: Path | None = None) ->
         ("cores", f"{os.cpu_count()} (load before: {os.getloadavg()[0]:.1f})"),
         ("archive generated in", f"{generated_s:,.1f} s"),
         ("archive", f"{archive_bytes / 1e6:,.0f} MB"),
-        ("ingest, start of Python to end", f"{wall_s:,.1f} s"),
-        ("throughput", f"{patches / wall_s:,.0f} patches/s"),
-        ("throughput of one core alone", f"{patches / cpu_s:,.0f} patches/s"),
-        ("peak memory, all processes", f"{peak_bytes / 1e6:,.0f} MB"),
+        ("ingest, start of Python to end", f"{measured.wall_s:,.1f} s"),
+        ("throughput", f"{patches / measured.wall_s:,.0f} patches/s"),
+        ("throughput of one core alone", f"{patches / measured.cpu_s:,.0f} patches/s"),
+        ("peak memory, all processes", f"{measured.peak_bytes / 1e6:,.0f} MB"),
         ("packed", f"{packed_bytes / 1e6:,.0f} MB"),
     ]
     width = max(len(name) for name, _ in rows)
@@ -103,25 +102,7 @@ def _template(seed: int) -> tuple[bytes, bytes, bytes]:
     pixels = np.random.default_rng(seed).integers(0, 256, 96 * 96 * 3, dtype=np.uint8).tobytes()
     rest = pixels[_UNIQUE_BYTES:]
     compressor = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
-    return _tiff_header(), rest, compressor.compress(rest) + compressor.flush()
-
-
-def _tiff_header() -> bytes:
-    long, short, n_bytes = 4, 3, 96 * 96 * 3
-    entries = [
-        (256, long, 1, 96),
-        (257, long, 1, 96),
-        (258, short, 3, 122),
-        (259, short, 1, 1),
-        (262, short, 1, 2),
-        (273, long, 1, _STRIP_AT),
-        (277, short, 1, 3),
-        (278, long, 1, 96),
-        (279, long, 1, n_bytes),
-    ]
-    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    header = struct.pack("<4sIH", b"II*\0", 8, len(entries)) + directory + struct.pack("<I", 0)
-    return (header + struct.pack("<3H", 8, 8, 8)).ljust(_STRIP_AT, b"\0")
+    return tiff_header(), rest, compressor.compress(rest) + compressor.flush()
 
 
 def _write_patch(
@@ -144,32 +125,12 @@ def _write_patch(
     archive.NameToInfo[name] = info
 
 
-def run_ingest(archive: Path, folder: Path, workers: int) -> tuple[float, float, int]:
-    """Wall seconds, CPU seconds and peak resident bytes of an ingest, all its processes summed."""
+def run_ingest(archive: Path, folder: Path, workers: int) -> Measured:
+    """Ingest in a process of its own, as the stage does."""
     script = archive.with_name("ingest_script.py")
     script.write_text(INGEST)
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(archive), str(folder), str(workers)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    peak_bytes = 0
-    while process.poll() is None:
-        peak_bytes = max(peak_bytes, _resident_bytes(process.pid))
-        time.sleep(_SAMPLE_EVERY_S)
-    if process.returncode:
-        sys.exit(f"ingest ended with {process.returncode}")
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, peak_bytes
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE") + sum(_resident_bytes(int(c)) for c in children)
+    command = [sys.executable, str(script), str(archive), str(folder), str(workers)]
+    return run_measured(command, env={"PYTHONPATH": str(ROOT)})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""Time and memory of a command and all its processes. Not a benchmark itself."""
+
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_SAMPLE_EVERY_S = 0.1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a command took.
+
+    Attributes
+    ----------
+    wall_s, cpu_s
+        From the start of the process to its end; CPU time of all its processes.
+    peak_bytes
+        Resident memory of all its processes together, sampled ten times a second.
+    """
+
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+
+
+def run_measured(
+    command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> Measured:
+    """Run ``command`` to its end; anything but exit status 0 ends the benchmark."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, cwd=cwd, env=None if env is None else os.environ | dict(env)
+    )
+    peak_bytes = 0
+    while process.poll() is None:
+        peak_bytes = max(peak_bytes, _resident_bytes(process.pid))
+        time.sleep(_SAMPLE_EVERY_S)
+    wall_s = time.perf_counter() - started
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Measured(wall_s, cpu_s, peak_bytes)
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE") + sum(_resident_bytes(int(c)) for c in children)
