@@ -43,7 +43,7 @@ data: venv  ## download Kaggle's archive into data/source and track it (needs cr
 	python -m src.ingest --download
 
 fuzz: venv  ## mutate archives for a minute: each must end in a result or one of our errors
-	python -m pytest -q tests/faults/test_fuzz.py --fuzz-seconds 60
+	python -m tests.faults.fuzz --seconds 60
 
 bench: venv  ## print the benchmark tables
 	@for bench in $(BENCHMARKS); do echo "== $$bench"; python -m benchmarks.$$bench || exit 1; done

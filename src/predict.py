@@ -107,7 +107,7 @@ def predict(version: "VersionFiles", *, batch_size: int, log: Logger) -> Submiss
     probabilities = np.full(len(test), training_prevalence(patches))
     probabilities[is_readable] = predict_probabilities(
         version.model,
-        open_pixels("test", paths.INGEST, verify=True),
+        open_pixels("test", paths.INGEST),
         rows,
         batch_size=batch_size,
         log=log,

@@ -54,6 +54,8 @@ class Member(NamedTuple):
     stored_bytes: int = 0
     method: int = zipfile.ZIP_STORED
     crc32: int = 0
+    encoding: str = "tiff"
+    source: int = 0
 
 
 Read = Callable[[Member], bytes]
@@ -128,7 +130,8 @@ class ZipArchive(Archive):
         self.n_bytes = path.stat().st_size
         for info in infos:
             _check_zip_member(info, path)
-            if not 0 <= info.header_offset < self.n_bytes:
+            # a size that isn't there would be allocated before it is found missing
+            if not 0 <= info.header_offset <= self.n_bytes - info.compress_size:
                 raise _incomplete(path, f"{info.filename} lies outside it")
         _check_doubles((info.filename for info in infos), path)
         self._folders = {
