@@ -13,9 +13,13 @@ from src.system.cli import run
 from src.system.log import configure, get_logger
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
     from src.data.grouping import Grouping
+
+MIN_GROUPS_PER_CLASS = 5
 
 
 def main() -> None:
@@ -30,6 +34,8 @@ def split(params: SplitParams, *, ingest: Path, destination: Path, log: Logger) 
 
     Raises
     ------
+    GroupingError
+        ``split.group_by`` is slide, and no slide is known.
     SplitError
         The groups can't be split so that each split holds both classes.
     """
@@ -37,80 +43,139 @@ def split(params: SplitParams, *, ingest: Path, destination: Path, log: Logger) 
 
     from src.data.grouping import group_patches
     from src.data.packed import read_patches
-    from src.data.splitting import Fractions, split_groups
-    from src.system.durable import replacing_folder, write_json
+    from src.data.split_table import read_split, write_split
+    from src.system.durable import replacing_folder, write_json, write_manifest
 
     patches = read_patches(ingest)
     labelled = patches[patches["subset"] == "train"].sort_values("id", ignore_index=True)
-    grouping = group_patches(labelled["id"], labelled["slide"], labelled["sha256"])
-    splits = split_groups(
-        labels=labelled["label"].to_numpy(dtype="uint8"),
-        groups=grouping.names,
-        train_only=grouping.train_only,
-        fractions=Fractions(val=params.val_fraction, holdout=params.holdout_fraction),
-        seed=params.seed,
+    grouping = group_patches(labelled, group_by=params.group_by, seed=params.seed)
+    frame = pd.DataFrame(
+        {
+            "id": labelled["id"],
+            "split": pd.array(_assign(labelled, grouping, params), dtype="str"),
+            "group": pd.array(grouping.names, dtype="str"),
+        }
     )
-    frame = pd.DataFrame({"id": labelled["id"], "split": splits, "group": grouping.names})
     with replacing_folder(destination) as folder:
-        frame.to_parquet(folder / paths.SPLIT.name, index=False)
-        written = pd.read_parquet(folder / paths.SPLIT.name)
-        report = _report(labelled, written, grouping, params)
+        write_split(frame, folder / paths.SPLIT.name)
+        write_manifest(folder)
+        # what is reported is what can be read back
+        written = read_split(folder / paths.SPLIT.name)
+        report = _report(labelled.assign(near=grouping.near), written, grouping, params)
         write_json(folder / paths.SPLIT_REPORT.name, report)
     _log_report(report, log)
     return report
 
 
+def _assign(
+    labelled: "pd.DataFrame", grouping: "Grouping", params: SplitParams
+) -> "NDArray[np.str_]":
+    from src.data.splitting import Fractions, split_folds, split_groups
+
+    labels = labelled["label"].to_numpy(dtype="uint8")
+    names, train_only = grouping.names, grouping.train_only
+    if params.n_folds is not None:
+        return split_folds(
+            labels=labels,
+            groups=names,
+            train_only=train_only,
+            n_folds=params.n_folds,
+            fold=params.fold,
+            seed=params.seed,
+        )
+    fractions = Fractions(val=params.val_fraction, holdout=params.holdout_fraction)
+    return split_groups(
+        labels=labels, groups=names, train_only=train_only, fractions=fractions, seed=params.seed
+    )
+
+
 def _report(
     labelled: "pd.DataFrame", written: "pd.DataFrame", grouping: "Grouping", params: SplitParams
 ) -> dict[str, Any]:
+    from src.data.grouping import GROUPS_ARE
     from src.data.splitting import audit_leaks, summarise_splits
 
-    audit = audit_leaks(labelled, written)
+    audit = audit_leaks(labelled, written, by_slide=grouping.group_by == "slide")
     if any(audit.values()):
         raise RuntimeError(f"the split leaks: {audit}")
     summary = summarise_splits(labelled, written)
-    wanted = {"val": params.val_fraction, "holdout": params.holdout_fraction}
-    wanted["train"] = round(1.0 - sum(wanted.values()), 12)
     n = len(labelled)
-    return {
+    report = {
         "seed": params.seed,
-        "group_by": "slide" if grouping.n_slides else "patch",
+        "group_by": grouping.group_by,
+        "groups_are": GROUPS_ARE[grouping.group_by],
         "slide_disjoint": grouping.slide_disjoint,
         "n_patches": n,
         "tumour_fraction": float(labelled["label"].mean()),
+        "n_groups": len(set(grouping.names)),
         "n_slides": grouping.n_slides,
-        "n_slides_joined": grouping.n_slides_joined,
+        "n_groups_joined": grouping.n_slides_joined,
         "n_patches_without_slide": grouping.n_without_slide,
+        "n_patches_kept_in_train": int(grouping.train_only.sum()),
         "n_patches_with_identical_pixels": grouping.n_duplicates,
-        "fraction_wanted": wanted,
+        "n_patches_with_near_duplicates": grouping.n_near_duplicates,
+        **_wanted(params),
         "fraction_got": {name: part["n_patches"] / n for name, part in summary.items()},
         "splits": summary,
         "leak_audit": audit,
     }
+    return report | {"warnings": _warnings(report)}
 
 
-def _log_report(report: dict[str, Any], log: Logger) -> None:
-    noun = "slides" if report["group_by"] == "slide" else "groups"
-    for name, part in report["splits"].items():
-        log.info(
-            f"{name} {part['n_patches']:,} patches from {part['n_groups']:,} {noun}, "
-            f"{part['tumour_fraction']:.1%} tumour".replace("%", " %")
+def _wanted(params: SplitParams) -> dict[str, Any]:
+    if params.n_folds is not None:
+        share = 1 / params.n_folds
+        wanted = {"val": share, "holdout": share}
+    else:
+        wanted = {"val": params.val_fraction, "holdout": params.holdout_fraction}
+    wanted["train"] = round(1.0 - sum(wanted.values()), 12)
+    return {
+        "n_folds": params.n_folds,
+        "fold": None if params.n_folds is None else params.fold,
+        "fraction_wanted": wanted,
+    }
+
+
+def _warnings(report: dict[str, Any]) -> list[str]:
+    """What a reader of any figure made on this split should know."""
+    warnings = []
+    if report["n_groups_joined"]:
+        warnings.append(
+            f"{report['n_groups_joined']:,} groups share identical or nearly identical patches "
+            "with another group and are kept together"
         )
-    if report["n_slides_joined"]:
-        log.warning(
-            f"{report['n_slides_joined']:,} slides share identical pixels with another slide "
-            "and are kept together"
+    if report["group_by"] == "stain":
+        warnings.append(
+            "groups are stain clusters, a stand-in for slides: patches of one slide may lie in "
+            "two splits, so scores may flatter (slide_disjoint: false)"
         )
-    if report["group_by"] == "patch":
-        log.warning(
-            "no slide ids: patches of one slide may lie in two splits, so scores will flatter "
-            "(slide_disjoint: false)"
+    elif report["group_by"] == "patch":
+        warnings.append(
+            "groups are single patches: patches of one slide lie in several splits, so scores "
+            "will flatter (slide_disjoint: false)"
         )
     elif report["n_patches_without_slide"]:
-        log.warning(
+        warnings.append(
             f"{report['n_patches_without_slide']:,} patches of unknown slide stay in train; their "
             "slides may also be in val or holdout (slide_disjoint: false)"
         )
+    for name, part in report["splits"].items():
+        if part["min_groups_per_class"] < MIN_GROUPS_PER_CLASS:
+            warnings.append(
+                f"{name} holds one class in only {part['min_groups_per_class']:,} groups: figures "
+                f"on fewer than {MIN_GROUPS_PER_CLASS} are not to be trusted"
+            )
+    return warnings
+
+
+def _log_report(report: dict[str, Any], log: Logger) -> None:
+    for name, part in report["splits"].items():
+        log.info(
+            f"{name} {part['n_patches']:,} patches from {part['n_groups']:,} groups "
+            f"({report['groups_are']}), {100 * part['tumour_fraction']:.1f} % tumour"
+        )
+    for warning in report["warnings"]:
+        log.warning(warning)
 
 
 if __name__ == "__main__":

@@ -11,28 +11,23 @@ from src.data.splitting import SplitError
 from src.params import SplitParams
 from src.split import split
 from src.system.durable import verify_folder
+from tests.data.tables import patches_frame, write_store
 
 LOG = logging.getLogger("test.split")
-PARAMS = SplitParams(seed=1, val_fraction=0.15, holdout_fraction=0.15)
+PARAMS = SplitParams(seed=1, group_by="auto", val_fraction=0.15, holdout_fraction=0.15)
 
 
 def write_patches(folder, *, n=200, slides=True, n_unknown=0, n_test=10, label=None):
-    """``patches.parquet`` as ingest leaves it: ``n`` labelled patches, ten a slide."""
+    """``data/ingest`` with ``n`` labelled patches, ten a slide; without slides, in four stains."""
     slide = [f"s{i // 10:02d}" if slides and i >= n_unknown else None for i in range(n)]
-    labels = [i % 10 < 4 if label is None else label for i in range(n)]
-    table = pd.DataFrame(
-        {
-            "id": [f"{i:040x}" for i in range(n + n_test)],
-            "subset": ["train"] * n + ["test"] * n_test,
-            "row": [*range(n), *range(n_test)],
-            "label": pd.array([*map(int, labels), *[None] * n_test], dtype="Int8"),
-            "slide": pd.array([*slide, *[None] * n_test], dtype="str"),
-            "sha256": [f"{i:064x}" for i in range(n + n_test)],
-            "flags": "",
-        }
-    )
-    folder.mkdir(exist_ok=True)
-    table.to_parquet(folder / "patches.parquet")
+    labels = [int(i % 10 < 4) if label is None else label for i in range(n)]
+    # least variance in red, green or blue, or between: what a stain plane's normal sees
+    planes = np.array([[1, 5, 5], [5, 1, 5], [5, 5, 1], [2, 5, 1]]) / 100
+    density = np.full((n + n_test, 9), 0.0)
+    density[:, :3] = 0.25
+    density[:, [3, 6, 8]] = planes[np.arange(n + n_test) % 4]
+    table = patches_frame(labels, n_test=n_test, slides=slide, density=density)
+    write_store(folder, table)
     return table
 
 
@@ -67,9 +62,10 @@ def test_report_says_what_was_written(tmp_path):
 
 def test_without_slides_the_report_and_the_log_say_so(tmp_path, caplog):
     write_patches(tmp_path / "ingest", slides=False)
-    report = run_split(tmp_path)
+    report = run_split(tmp_path, PARAMS.model_copy(update={"group_by": "patch"}))
     assert report["slide_disjoint"] is False
     assert report["group_by"] == "patch"
+    assert report["warnings"] == [record.message for record in caplog.records]
     [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "slide_disjoint: false" in warning.message
 
@@ -89,14 +85,14 @@ def test_log_line_has_counts_and_units(tmp_path, caplog):
     write_patches(tmp_path / "ingest", n=2_000)
     with caplog.at_level(logging.INFO):
         run_split(tmp_path)
-    assert "train 1,400 patches from 140 slides, 40.0 % tumour" in caplog.messages
+    assert "train 1,400 patches from 140 groups (slides), 40.0 % tumour" in caplog.messages
 
 
 def test_files_are_the_same_for_any_row_order_of_the_table(tmp_path):
     table = write_patches(tmp_path / "ingest")
     run_split(tmp_path)
     first = verify_folder(tmp_path / "split")
-    table.sample(frac=1, random_state=1).to_parquet(tmp_path / "ingest" / "patches.parquet")
+    write_store(tmp_path / "ingest", table.sample(frac=1, random_state=1))
     run_split(tmp_path)
     assert verify_folder(tmp_path / "split") == first
 
@@ -115,9 +111,37 @@ def test_a_refused_split_leaves_the_previous_one(tmp_path):
 def test_identical_pixels_never_cross_the_splits(tmp_path):
     table = write_patches(tmp_path / "ingest", slides=False)
     table.loc[:99, "sha256"] = np.repeat(table["sha256"].iloc[:50].to_numpy(), 2)
-    table.to_parquet(tmp_path / "ingest" / "patches.parquet")
-    report = run_split(tmp_path)
+    write_store(tmp_path / "ingest", table)
+    report = run_split(tmp_path, PARAMS.model_copy(update={"group_by": "patch"}))
     written = pd.read_parquet(tmp_path / "split" / "split.parquet")
     joined = written.merge(table, on="id")
     assert joined.groupby("sha256")["split"].nunique().max() == 1
     assert report["n_patches_with_identical_pixels"] == 100
+
+
+def test_stain_groups_are_called_a_stand_in_everywhere(tmp_path, caplog):
+    write_patches(tmp_path / "ingest", n=400, slides=False)
+    report = run_split(tmp_path)
+    assert (report["group_by"], report["slide_disjoint"]) == ("stain", False)
+    assert report["groups_are"] == "stain clusters, a stand-in for slides"
+    assert "a stand-in for slides" in caplog.text
+    written = pd.read_parquet(tmp_path / "split" / "split.parquet")
+    assert written["group"].str.startswith("stain:").all()
+
+
+def test_fewer_than_five_groups_of_a_class_are_warned_of(tmp_path):
+    """20 slides: val and holdout get 3 each; 140 slides: 21."""
+    write_patches(tmp_path / "ingest")
+    report = run_split(tmp_path)
+    assert report["splits"]["holdout"]["min_groups_per_class"] == 3
+    assert "holdout holds one class in only 3 groups" in " ".join(report["warnings"])
+    write_patches(tmp_path / "ingest", n=1_400)
+    assert run_split(tmp_path)["warnings"] == []
+
+
+def test_a_fold_replaces_the_fractions(tmp_path):
+    write_patches(tmp_path / "ingest")
+    report = run_split(tmp_path, PARAMS.model_copy(update={"n_folds": 5, "fold": 4}))
+    assert (report["n_folds"], report["fold"]) == (5, 4)
+    assert report["splits"]["holdout"]["n_patches"] == 40
+    assert report["fraction_wanted"] == {"train": 0.6, "val": 0.2, "holdout": 0.2}

@@ -1,15 +1,33 @@
 """Groups: patches that must stay on one side of a split.
 
-A group is a connected component of patches that share a key: the slide they were cut from, or
-their exact pixels. A further reason to keep patches together is one more column of keys.
+A group is a connected component of patches that share a key: the slide they were cut from or its
+stand-in, their exact pixels, their set of near-duplicates. A further reason to keep patches
+together is one more column of keys.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from src.data.near_duplicates import near_duplicate_sets
+from src.data.stain_groups import stain_clusters
+from src.system.errors import ProjectError
+
+GroupBy = Literal["auto", "slide", "stain", "patch"]
+
+GROUPS_ARE = {
+    "slide": "slides",
+    "stain": "stain clusters, a stand-in for slides",
+    "patch": "single patches",
+}
+
+
+class GroupingError(ProjectError):
+    """These patches can't be grouped as asked."""
 
 
 @dataclass(frozen=True)
@@ -18,51 +36,95 @@ class Grouping:
 
     Attributes
     ----------
+    group_by : slide, stain or patch
     names : (n,) str, equal for patches of one group
+    near : (n,) Int64, key of the set of near-duplicates, null where there is none
     train_only : (n,) bool, True in every group that holds a patch of unknown slide while other
         slides are known: nobody can tell which slide such a patch shares
     slide_disjoint : whether keeping groups whole keeps slides whole; needs every patch's slide
     n_slides : known slides
-    n_slides_joined : slides that share a group with another slide, by identical pixels
+    n_slides_joined : slides (or their stand-ins) that share a group with another, by identical
+        pixels or near-duplicates
     n_without_slide : patches of unknown slide
     n_duplicates : patches whose exact pixels another patch has too
+    n_near_duplicates : patches with a near-duplicate, exact ones included
     """
 
+    group_by: str
     names: NDArray[np.str_]
+    near: pd.Series
     train_only: NDArray[np.bool_]
     slide_disjoint: bool
     n_slides: int
     n_slides_joined: int
     n_without_slide: int
     n_duplicates: int
+    n_near_duplicates: int
 
 
-def group_patches(ids: pd.Series, slides: pd.Series, sha256: pd.Series) -> Grouping:
-    """Group n patches by slide and by identical pixels, whatever the order of the rows.
+def group_patches(patches: pd.DataFrame, *, group_by: GroupBy, seed: int) -> Grouping:
+    """Group n labelled patches, whatever the order of the rows.
 
-    A group bears the name of its slide (the first in alphabetical order where identical pixels
-    join several), or ``patch:<first id>`` where no slide is known.
+    A group bears the name of its slide (the first in alphabetical order where several are joined),
+    ``stain:<cluster>``, or ``patch:<first id>`` where it has neither.
 
     Parameters
     ----------
-    ids : (n,) unique patch ids
-    slides : (n,) slide names, null where unknown
-    sha256 : (n,) digests of the pixels
+    patches : columns id (unique), slide (null where unknown), sha256, flags, phash and the moments
+        of optical density
+    group_by : auto is slide where any slide is known, else stain
+    seed : of the stain clusters
+
+    Raises
+    ------
+    GroupingError
+        ``slide`` was asked for and no slide is known.
     """
-    ids, slides, sha256 = (column.reset_index(drop=True) for column in (ids, slides, sha256))
-    component = connected_components([slides, sha256])
+    patches = patches.reset_index(drop=True)
+    slides, sha256 = patches["slide"], patches["sha256"]
+    chosen = _choose(group_by, slides)
+    units = _units(chosen, patches, seed)
+    near = near_duplicate_sets(patches)
+    component = connected_components([units, sha256, near])
+    units_of_component = units.groupby(component).nunique()
     slide_known = slides.notna().to_numpy(dtype=bool)
-    names = _component_names(component, ids, slides)
-    slides_of_component = slides.groupby(component).nunique()
+    by_slide = chosen == "slide"
     return Grouping(
-        names=names,
-        train_only=_in_component_with(component, ~slide_known & slide_known.any()),
-        slide_disjoint=bool(slide_known.all()) and len(ids) > 0,
+        group_by=chosen,
+        names=_component_names(component, patches["id"], units),
+        near=near,
+        train_only=_in_component_with(component, ~slide_known & by_slide),
+        slide_disjoint=by_slide and bool(slide_known.all()) and len(patches) > 0,
         n_slides=int(slides.nunique()),
-        n_slides_joined=int(slides_of_component[slides_of_component > 1].sum()),
+        n_slides_joined=int(units_of_component[units_of_component > 1].sum()),
         n_without_slide=int((~slide_known).sum()),
         n_duplicates=int(sha256.duplicated(keep=False).sum()),
+        n_near_duplicates=int(near.notna().sum()),
     )
+
+
+def _choose(group_by: GroupBy, slides: pd.Series) -> str:
+    any_known = bool(slides.notna().any())
+    if group_by == "auto":
+        return "slide" if any_known else "stain"
+    if group_by == "slide" and not any_known:
+        raise GroupingError(
+            "split.group_by is slide, but no patch's slide is known; name a table in "
+            "ingest.slides, or set split.group_by to stain (a stand-in) or patch"
+        )
+    return group_by
+
+
+def _units(group_by: str, patches: pd.DataFrame, seed: int) -> pd.Series:
+    """(n,) str, what keeps patches together beside their pixels; null where nothing does."""
+    if group_by == "slide":
+        return patches["slide"]
+    nothing = pd.Series(None, index=patches.index, dtype="str")
+    if group_by == "patch":
+        return nothing
+    clusters = stain_clusters(patches, seed=seed)
+    named = clusters.dropna().map(lambda number: f"stain:{number:03d}")
+    return named.astype("str").reindex(patches.index)
 
 
 def connected_components(keys: Sequence[pd.Series]) -> NDArray[np.int64]:
@@ -89,11 +151,11 @@ def connected_components(keys: Sequence[pd.Series]) -> NDArray[np.int64]:
 
 
 def _component_names(
-    component: NDArray[np.int64], ids: pd.Series, slides: pd.Series
+    component: NDArray[np.int64], ids: pd.Series, units: pd.Series
 ) -> NDArray[np.str_]:
     first_id = _first_of_component(component, ids)
-    first_slide = _first_of_component(component, slides.dropna())
-    names = first_slide.reindex(first_id.index)
+    first_unit = _first_of_component(component, units.dropna())
+    names = first_unit.reindex(first_id.index)
     named = names.where(names.notna(), "patch:" + first_id)
     return np.asarray(named.loc[component.tolist()], dtype=np.str_)
 

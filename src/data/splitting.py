@@ -1,6 +1,6 @@
 """Train, val and holdout by whole groups, with class fractions near those of all patches.
 
-The split is a pure function of labels, groups, fractions and seed; the order of the rows
+The split is a pure function of labels, groups, fractions (or folds) and seed; the order of the rows
 doesn't matter. Groups of several patches are dealt out at random and then exchanged until each
 split is near its share of both classes; groups of one patch fill what is left, class by class.
 """
@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from src.data.schemas import SPLITS
 from src.system.errors import ProjectError
 
-SPLITS = ("train", "val", "holdout")
 TRAIN = SPLITS.index("train")
 CLASSES = ("normal", "tumour")
 
@@ -75,6 +75,42 @@ def split_groups(
     return np.array(SPLITS)[split_of_group[group_of_patch]]
 
 
+def split_folds(
+    *,
+    labels: NDArray[np.uint8],
+    groups: NDArray[np.str_],
+    train_only: NDArray[np.bool_],
+    n_folds: int,
+    fold: int,
+    seed: int,
+) -> NDArray[np.str_]:
+    """The split of each of n patches in one round of grouped cross-validation: (n,) str.
+
+    Groups are dealt into ``n_folds`` folds, the same whatever ``fold`` is: fold ``fold`` is
+    holdout, the next one (after the last, the first) is val, the others are train. Over all rounds
+    every patch is in holdout once, but for those that must not leave train. Parameters and errors
+    are as of :func:`split_groups`.
+    """
+    names, group_of_patch = np.unique(groups, return_inverse=True)
+    per_group = _count_classes(group_of_patch, labels, len(names))
+    pinned = np.zeros(len(names), dtype=bool)
+    pinned[group_of_patch[train_only]] = True
+    free = np.flatnonzero(~pinned)
+    if len(free) < n_folds:
+        raise SplitError(
+            f"{len(free)} groups may leave train, {n_folds} folds need as many; "
+            "lower split.n_folds, or use an archive with more slides"
+        )
+    rng = np.random.default_rng(seed)
+    nowhere = np.zeros(len(free), dtype=bool)
+    fold_of_free = _assign(per_group[free], nowhere, np.full(n_folds, 1 / n_folds), rng)
+    _check_folds(fold_of_free, per_group[free], n_folds)
+    split_of_group = np.full(len(names), TRAIN, dtype=np.intp)
+    split_of_group[free[fold_of_free == (fold + 1) % n_folds]] = SPLITS.index("val")
+    split_of_group[free[fold_of_free == fold]] = SPLITS.index("holdout")
+    return np.array(SPLITS)[split_of_group[group_of_patch]]
+
+
 def summarise_splits(labelled: pd.DataFrame, split: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Counts of patches and groups, by class, of each split.
 
@@ -92,20 +128,30 @@ def summarise_splits(labelled: pd.DataFrame, split: pd.DataFrame) -> dict[str, d
             "n_groups": int(part["group"].nunique()),
             "n_groups_with_normal": int(by_label.get(0, 0)),
             "n_groups_with_tumour": int(by_label.get(1, 0)),
+            "min_groups_per_class": int(min(by_label.get(0, 0), by_label.get(1, 0))),
         }
     return summary
 
 
-def audit_leaks(labelled: pd.DataFrame, split: pd.DataFrame) -> dict[str, int]:
+def audit_leaks(labelled: pd.DataFrame, split: pd.DataFrame, *, by_slide: bool) -> dict[str, int]:
     """Count what would be a leak, from the split's rows alone; all are 0 in a sound split.
 
-    ``labelled`` has columns id, slide (nullable), sha256; ``split`` has id, split, group.
+    Slides are counted only where they are the groups: elsewhere nobody promised to keep them whole.
+
+    Parameters
+    ----------
+    labelled
+        Columns id, slide (nullable), sha256 and near (set of near-duplicates, nullable).
+    split
+        Columns id, split, group.
     """
     joined = labelled.merge(split, on="id", how="outer", indicator=True)
-    return {
-        "groups_crossing_splits": _n_crossing(joined, "group"),
-        "slides_crossing_splits": _n_crossing(joined, "slide"),
-        "identical_pixels_crossing_splits": _n_crossing(joined, "sha256"),
+    crossing = {
+        "groups_crossing_splits": "group",
+        "identical_pixels_crossing_splits": "sha256",
+        "near_duplicates_crossing_splits": "near",
+    } | ({"slides_crossing_splits": "slide"} if by_slide else {})
+    return {name: _n_crossing(joined, key) for name, key in crossing.items()} | {
         "patches_not_in_exactly_one_split": int(
             (joined["_merge"] != "both").sum()
             + joined["id"].duplicated().sum()
@@ -132,97 +178,99 @@ def _assign(
     fractions: NDArray[np.float64],
     rng: np.random.Generator,
 ) -> NDArray[np.intp]:
-    split_of_group = np.full(len(per_group), TRAIN, dtype=np.intp)
+    """The part, 0 … len(fractions) − 1, of each group; ``pinned`` groups are in part 0."""
+    n_parts = len(fractions)
+    part_of_group = np.zeros(len(per_group), dtype=np.intp)
     single = (per_group.sum(axis=1) == 1) & ~pinned
     several = np.flatnonzero(~single & ~pinned)
-    fixed = np.zeros((3, 2))
-    fixed[TRAIN] = per_group[pinned].sum(axis=0)
+    fixed = np.zeros((n_parts, 2))
+    fixed[0] = per_group[pinned].sum(axis=0)
 
     # singles keep their own proportions, so the larger groups aim at the share of all but them
     wanted = np.outer(fractions, per_group[~single].sum(axis=0))
     dealt = _deal(per_group[several], fixed, wanted, rng)
-    split_of_group[several] = _exchange(dealt, per_group[several], fixed, wanted, rng)
+    part_of_group[several] = _exchange(dealt, per_group[several], fixed, wanted, rng)
 
-    filled = fixed + _per_split(split_of_group[several], per_group[several])
+    filled = fixed + _per_part(part_of_group[several], per_group[several], n_parts)
     need = np.outer(fractions, per_group.sum(axis=0)) - filled
     for label in range(2):
         members = np.flatnonzero(single & (per_group[:, label] == 1))
         shares = _apportion(len(members), need[:, label], lacking=filled[:, label] == 0)
-        split_of_group[rng.permutation(members)] = np.repeat(np.arange(3), shares)
-    return split_of_group
+        part_of_group[rng.permutation(members)] = np.repeat(np.arange(n_parts), shares)
+    return part_of_group
 
 
 def _deal(
     per_group: Counts, fixed: Counts, wanted: Counts, rng: np.random.Generator
 ) -> NDArray[np.intp]:
-    """Each group, in random order, to the split that still needs most of what it holds.
+    """Each group, in random order, to the part that still needs most of what it holds.
 
     The order is not by size: that would put all the large slides in train.
     """
-    split_of_group = np.empty(len(per_group), dtype=np.intp)
+    part_of_group = np.empty(len(per_group), dtype=np.intp)
     need = (wanted - fixed).tolist()
     weight = per_group.tolist()
     for group in rng.permutation(len(per_group)).tolist():
         normal, tumour = weight[group]
-        split = max(range(3), key=lambda s: normal * need[s][0] + tumour * need[s][1])
-        need[split][0] -= normal
-        need[split][1] -= tumour
-        split_of_group[group] = split
-    return split_of_group
+        part = max(range(len(need)), key=lambda p: normal * need[p][0] + tumour * need[p][1])
+        need[part][0] -= normal
+        need[part][1] -= tumour
+        part_of_group[group] = part
+    return part_of_group
 
 
 def _exchange(
-    split_of_group: NDArray[np.intp],
+    part_of_group: NDArray[np.intp],
     per_group: Counts,
     fixed: Counts,
     wanted: Counts,
     rng: np.random.Generator,
 ) -> NDArray[np.intp]:
-    """Local search: move a group, or swap two, as long as that brings the splits nearer."""
+    """Local search: move a group, or swap two, as long as that brings the parts nearer."""
     if len(per_group) == 0:
-        return split_of_group
-    splits = split_of_group.copy()
-    counts = fixed + _per_split(splits, per_group)
+        return part_of_group
+    parts = part_of_group.copy()
+    counts = fixed + _per_part(parts, per_group, len(wanted))
     cost = float(_cost(counts, wanted))
     rounds_without_gain = 0
     for _ in range(_MAX_ROUNDS):
-        moved, partner, target, swap = _propose(splits, rng)
+        moved, partner, target, swap = _propose(parts, len(wanted), rng)
         delta = per_group[moved] - swap[:, None] * per_group[partner]
         tried = np.repeat(counts[None], len(moved), axis=0)
         each = np.arange(len(moved))
-        tried[each, splits[moved]] -= delta
+        tried[each, parts[moved]] -= delta
         tried[each, target] += delta
         costs = _cost(tried, wanted)
         best = int(np.argmin(costs))
         if costs[best] < cost - 1e-12:
             cost, counts, rounds_without_gain = float(costs[best]), tried[best], 0
             if swap[best]:
-                splits[partner[best]] = splits[moved[best]]
-            splits[moved[best]] = target[best]
+                parts[partner[best]] = parts[moved[best]]
+            parts[moved[best]] = target[best]
         else:
             rounds_without_gain += 1
         if rounds_without_gain == _ROUNDS_WITHOUT_GAIN:
             break
-    return splits
+    return parts
 
 
 def _propose(
-    splits: NDArray[np.intp], rng: np.random.Generator
+    parts: NDArray[np.intp], n_parts: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
-    """Random (group to move, partner, split to move to, whether the partner comes back)."""
-    moved = rng.integers(len(splits), size=_PROPOSALS_A_ROUND)
-    partner = rng.integers(len(splits), size=_PROPOSALS_A_ROUND)
-    anywhere = rng.integers(3, size=_PROPOSALS_A_ROUND)
+    """Random (group to move, partner, part to move to, whether the partner comes back)."""
+    moved = rng.integers(len(parts), size=_PROPOSALS_A_ROUND)
+    partner = rng.integers(len(parts), size=_PROPOSALS_A_ROUND)
+    anywhere = rng.integers(n_parts, size=_PROPOSALS_A_ROUND)
     swap = rng.random(_PROPOSALS_A_ROUND) < 0.75
-    target = np.where(swap, splits[partner], anywhere)
+    target = np.where(swap, parts[partner], anywhere)
     return moved, partner, target, swap
 
 
 def _cost(counts: Counts, wanted: Counts) -> NDArray[np.float64]:
-    """Squared relative miss of each class in each split, summed: 0 where all is as wanted.
+    """Squared relative miss of each class in each part, summed: 0 where all is as wanted.
 
     It covers size and class fraction at once: both are right when both class counts are.
-    ``counts`` is (..., 3, 2); the result has its leading shape.
+    ``counts`` is (..., parts, 2); the result has its leading shape.
     """
     relative = counts / np.maximum(wanted, 1e-9) - 1.0
     missing = (counts <= 0) & (wanted > 0)
@@ -230,29 +278,31 @@ def _cost(counts: Counts, wanted: Counts) -> NDArray[np.float64]:
     return np.asarray(total, dtype=np.float64)
 
 
-def _per_split(split_of_group: NDArray[np.intp], per_group: Counts) -> Counts:
-    counts = np.zeros((3, 2))
-    np.add.at(counts, split_of_group, per_group)
+def _per_part(part_of_group: NDArray[np.intp], per_group: Counts, n_parts: int) -> Counts:
+    counts = np.zeros((n_parts, 2))
+    np.add.at(counts, part_of_group, per_group)
     return counts
 
 
 def _apportion(
     n: int, need: NDArray[np.float64], *, lacking: NDArray[np.bool_]
 ) -> NDArray[np.intp]:
-    """Share ``n`` single patches of one class among the splits, by largest remainder.
+    """Share ``n`` single patches of one class among the parts, by largest remainder.
 
-    A split that is ``lacking`` the class gets at least one while another can spare it.
+    A part that is ``lacking`` the class gets at least one while another can spare it.
     """
     share = np.maximum(need, 0.0)
-    exact = n * share / share.sum() if share.sum() > 0 else np.array([float(n), 0.0, 0.0])
+    if share.sum() == 0:
+        share[0] = 1.0
+    exact = n * share / share.sum()
     shares: NDArray[np.intp] = np.floor(exact).astype(np.intp)
     by_remainder = np.argsort(shares - exact, kind="stable")
     shares[by_remainder[: n - int(shares.sum())]] += 1
-    for split in np.flatnonzero(lacking & (shares == 0)):
+    for part in np.flatnonzero(lacking & (shares == 0)):
         giver = int(np.argmax(shares))
         if shares[giver] > 1:
             shares[giver] -= 1
-            shares[split] += 1
+            shares[part] += 1
     return shares
 
 
@@ -285,3 +335,14 @@ def _check_splits(split_of_group: NDArray[np.intp], per_group: Counts) -> None:
                     f"with more groups that hold {class_name} patches, or raise "
                     "split.val_fraction or split.holdout_fraction"
                 )
+
+
+def _check_folds(fold_of_group: NDArray[np.intp], per_group: Counts, n_folds: int) -> None:
+    for label, class_name in enumerate(CLASSES):
+        with_class = per_group[:, label] > 0
+        if len(np.unique(fold_of_group[with_class])) < n_folds:
+            raise SplitError(
+                f"a fold would hold no {class_name} patch: {int(with_class.sum())} of "
+                f"{len(per_group)} groups hold any, and each of {n_folds} folds needs one; "
+                "lower split.n_folds"
+            )

@@ -2,14 +2,19 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from src.data.grouping import connected_components, group_patches
+from src.data.grouping import GroupingError, connected_components, group_patches
+from tests.data.tables import patches_frame
 
 
-def grouped(ids, slides, digests):
-    grouping = group_patches(
-        pd.Series(ids), pd.Series(slides, dtype="str"), pd.Series(digests, dtype="str")
-    )
+def table_of(ids, slides, digests, **columns):
+    frame = patches_frame([0] * len(ids), slides=slides, sha256=digests, **columns)
+    return frame.assign(id=pd.array(ids, dtype="str"))
+
+
+def grouped(ids, slides, digests, *, group_by="slide", **columns):
+    grouping = group_patches(table_of(ids, slides, digests, **columns), group_by=group_by, seed=1)
     return grouping, dict(zip(ids, grouping.names.tolist(), strict=True))
 
 
@@ -37,7 +42,9 @@ def test_joins_are_followed_through_a_chain():
 
 
 def test_without_slides_identical_patches_share_a_group_named_by_the_first_id():
-    grouping, groups = grouped(["b", "c", "a"], [None, None, None], ["x", "y", "x"])
+    grouping, groups = grouped(
+        ["b", "c", "a"], [None, None, None], ["x", "y", "x"], group_by="patch"
+    )
     assert groups == {"a": "patch:a", "b": "patch:a", "c": "patch:c"}
     assert not grouping.slide_disjoint
     assert not grouping.train_only.any(), "without any slide nothing is kept back in train"
@@ -77,9 +84,40 @@ def test_equal_texts_in_different_keys_do_not_connect():
 
 def test_a_frame_with_gaps_in_its_index_is_grouped_by_position():
     """A filtered table keeps its old index; aligning on it would shift the groups."""
-    table = pd.DataFrame(
-        {"id": ["a", "b", "c"], "slide": ["s1", "s2", "s1"], "sha256": ["x", "y", "z"]},
-        index=[7, 2, 5],
-    )
-    names = group_patches(table["id"], table["slide"], table["sha256"]).names
+    table = table_of(["a", "b", "c"], ["s1", "s2", "s1"], ["x", "y", "z"])
+    table.index = [7, 2, 5]
+    names = group_patches(table, group_by="slide", seed=1).names
     assert names.tolist() == ["s1", "s2", "s1"]
+
+
+def test_near_duplicates_share_a_group_in_every_mode():
+    """Catches a turned or brightened copy in holdout of a patch in train."""
+    ids, digests = ["a", "b", "c", "d"], ["w", "x", "y", "z"]
+    hashes = [0b1110, 0b0110, 2**40 - 2, None]
+    for group_by, slides in (("slide", ["s1", "s2", "s3", "s4"]), ("patch", [None] * 4)):
+        grouping, groups = grouped(ids, slides, digests, group_by=group_by, phash=hashes)
+        assert groups["a"] == groups["b"]
+        assert len(set(groups.values())) == 3
+        assert grouping.n_near_duplicates == 2
+
+
+def test_auto_is_slide_where_any_is_known_and_stain_otherwise():
+    assert grouped(["a", "b"], ["s1", None], ["x", "y"], group_by="auto")[0].group_by == "slide"
+    grouping, _ = grouped(["a", "b"], [None, None], ["x", "y"], group_by="auto")
+    assert grouping.group_by == "stain"
+    assert not grouping.slide_disjoint
+
+
+def test_slide_without_any_slide_is_refused_and_names_the_ways_out():
+    with pytest.raises(GroupingError, match=r"ingest\.slides, or set split\.group_by to stain"):
+        grouped(["a", "b"], [None, None], ["x", "y"], group_by="slide")
+
+
+def test_stain_groups_never_claim_to_be_slides():
+    """Catches a stand-in that reads like the real thing, even where slides are known."""
+    slides = [f"s{i % 2}" for i in range(40)]
+    ids = [f"{i:02d}" for i in range(40)]
+    grouping, groups = grouped(ids, slides, [f"d{i}" for i in range(40)], group_by="stain")
+    assert all(name.startswith("stain:") for name in groups.values())
+    assert not grouping.slide_disjoint
+    assert not grouping.train_only.any()

@@ -9,6 +9,7 @@ from src.data.splitting import (
     Fractions,
     SplitError,
     audit_leaks,
+    split_folds,
     split_groups,
     summarise_splits,
 )
@@ -220,6 +221,7 @@ def test_summary_counts_by_hand():
         "n_groups": 3,
         "n_groups_with_normal": 2,
         "n_groups_with_tumour": 2,
+        "min_groups_per_class": 2,
     }
 
 
@@ -230,14 +232,77 @@ def test_audit_counts_each_kind_of_leak():
             "id": ["a", "b", "c", "d"],
             "slide": ["s", "s", None, None],
             "sha256": ["1", "2", "2", "3"],
+            "near": [7, 7, None, None],
         }
     )
     written = pd.DataFrame(
         {"id": ["a", "b", "c"], "split": ["train", "val", "train"], "group": ["g", "g", "h"]}
     )
-    assert audit_leaks(labelled, written) == {
+    counted = {
         "groups_crossing_splits": 1,
-        "slides_crossing_splits": 1,
         "identical_pixels_crossing_splits": 1,
+        "near_duplicates_crossing_splits": 1,
         "patches_not_in_exactly_one_split": 1,
     }
+    assert audit_leaks(labelled, written, by_slide=False) == counted
+    by_slide = audit_leaks(labelled, written, by_slide=True)
+    assert by_slide == counted | {"slides_crossing_splits": 1}
+
+
+def rounds(table, *, n_folds=5, seed=1, train_only=None):
+    """The split of every patch in every round: (n_folds, n)."""
+    return np.stack(
+        [
+            split_folds(
+                labels=table["label"].to_numpy(dtype=np.uint8),
+                groups=table["group"].to_numpy(dtype="U"),
+                train_only=np.zeros(len(table), bool) if train_only is None else train_only,
+                n_folds=n_folds,
+                fold=fold,
+                seed=seed,
+            )
+            for fold in range(n_folds)
+        ]
+    )
+
+
+def test_every_patch_is_held_out_in_one_round_and_is_val_in_the_round_before():
+    """Catches folds that are drawn anew each round: patches in holdout twice, others never."""
+    splits = rounds(patches(n_slides=23, per_slide=30, tumour_fraction=0.4))
+    assert ((splits == "holdout").sum(axis=0) == 1).all()
+    held_out, val = (splits == "holdout").argmax(axis=0), (splits == "val").argmax(axis=0)
+    assert ((val + 1) % 5 == held_out).all()
+
+
+def test_folds_keep_groups_whole_and_classes_near():
+    table = patches(n_slides=40, per_slide=30, tumour_fraction=np.linspace(0.1, 0.9, 40))
+    for splits in rounds(table, n_folds=4):
+        part = table.assign(split=splits)
+        assert part.groupby("group")["split"].nunique().max() == 1
+        assert part.groupby("split")["label"].mean().between(0.44, 0.56).all()
+        assert part["split"].value_counts(normalize=True)["holdout"] == pytest.approx(
+            0.25, abs=0.03
+        )
+
+
+def test_single_patches_fold_to_the_patch():
+    splits = rounds(singles(100), n_folds=5)
+    assert ((splits == "holdout").sum(axis=1) == 20).all()
+
+
+def test_train_only_groups_are_in_no_holdout():
+    table = patches(n_slides=20, per_slide=10, tumour_fraction=0.5)
+    pinned = table["group"].isin(["s000", "s001"]).to_numpy()
+    splits = rounds(table, n_folds=3, train_only=pinned)
+    assert (splits[:, pinned] == "train").all()
+    assert ((splits[:, ~pinned] == "holdout").sum(axis=0) == 1).all()
+
+
+def test_more_folds_than_groups_with_tumour_are_refused():
+    table = patches(n_slides=10, per_slide=5, tumour_fraction=[1.0] * 3 + [0.0] * 7)
+    with pytest.raises(
+        SplitError, match=r"no tumour patch: 3 of 10 groups .* lower split\.n_folds"
+    ):
+        rounds(table, n_folds=4)
+    with pytest.raises(SplitError, match="10 groups may leave train, 11 folds need as many"):
+        rounds(table, n_folds=11)
