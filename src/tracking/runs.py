@@ -4,37 +4,40 @@ No active run and no global state: every call names its run. A store that goes a
 trains costs a warning, not the training.
 """
 
-import signal
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from src import paths
 from src.system.durable import read_json, verify_folder
 from src.system.log import get_logger
 from src.tracking import lineage, pictures
+from src.tracking.lifecycle import (
+    METRICS_A_BATCH,
+    PARAMS_A_BATCH,
+    batches,
+    begin,
+    ending,
+    log_metrics,
+    log_pictures,
+    metrics_at,
+    open_run,
+    set_tags,
+)
 from src.tracking.logged_models import log_model
-from src.tracking.processes import ProcessIdentity, is_known_dead, this_process
 from src.tracking.records import RunRecord, flat_metrics, run_name, run_params, run_tags
 from src.tracking.store import Store, cause_of, connect, reporting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Metric
 
 __all__ = ["RunRecord", "TrainingRun", "add_evaluation", "ensure_run", "training_run"]
 
 MODEL_NAME = "resnet50"
 
-_PROCESS_TAGS = ("hcd.host", "hcd.pid", "hcd.started")
-_METRICS_A_BATCH = 1000  # MLflow's limits
-_PARAMS_A_BATCH = 100
-_LONGEST_TAG = 5000
 _TRY_AGAIN_AFTER_S = 60.0
 
 
@@ -81,19 +84,19 @@ class TrainingRun:
                 self._keep(row["epoch"], row)
         with reporting(f"did not take the result of run {self.run_id}"):
             self._send()
-            _log_metrics(self._store, self.run_id, _summary(fit))
-            _set_tags(self._store, self.run_id, _result_tags(fit))
+            log_metrics(self._store, self.run_id, _summary(fit))
+            set_tags(self._store, self.run_id, _result_tags(fit))
             _log_documents(self._store, self.run_id, fit)
-            _log_pictures(self._store, self.run_id, {**pictures.of_fit(fit), **pictures_})
+            log_pictures(self._store, self.run_id, {**pictures.of_fit(fit), **pictures_})
             log_model(self._store, model_path, name=MODEL_NAME, run_id=self.run_id, extras={})
 
     def _keep(self, epoch: int, metrics: Mapping[str, float]) -> None:
         values = {name: value for name, value in metrics.items() if name != "epoch"}
-        self._unsent += _metrics(values, step=epoch)
+        self._unsent += metrics_at(values, step=epoch)
         self._epochs.add(epoch)
 
     def _send(self) -> None:
-        for batch in _batches(self._unsent, _METRICS_A_BATCH):
+        for batch in batches(self._unsent, METRICS_A_BATCH):
             self._store.client.log_batch(self.run_id, metrics=batch)
         self._unsent = []
 
@@ -117,11 +120,7 @@ def training_run(record: RunRecord) -> Iterator[TrainingRun]:
     TrackingError
         The store can't be reached, or doesn't take the start or the end of the run.
     """
-    store = connect()
-    with reporting("did not take a new run"):
-        close_orphans(store, record.stage)
-        run_id = _begin(store, record)
-    with _ending(store, run_id), _sigterm_as_exit():
+    with open_run(record.stage, run_name(record), run_tags(record)) as (store, run_id):
         with reporting(f"did not take the parameters of run {run_id}"):
             _describe(store, run_id, record)
         yield TrainingRun(store, run_id)
@@ -157,9 +156,9 @@ def add_evaluation(
     """
     store = connect()
     with reporting(f"did not take the evaluation of run {run_id}"):
-        _log_metrics(store, run_id, flat_metrics(metrics))
-        _log_pictures(store, run_id, pictures_)
-        _set_tags(store, run_id, tags)
+        log_metrics(store, run_id, flat_metrics(metrics))
+        log_pictures(store, run_id, pictures_)
+        set_tags(store, run_id, tags)
 
 
 def lacks_metrics(run_id: str, metrics: Mapping[str, Any]) -> bool:
@@ -170,54 +169,15 @@ def lacks_metrics(run_id: str, metrics: Mapping[str, Any]) -> bool:
     return not set(flat_metrics(metrics)) <= set(logged)
 
 
-def close_orphans(store: Store, stage: str) -> list[str]:
-    """End as KILLED the stage's RUNNING runs whose process on this host is gone; return their ids.
-
-    A run ends when it last logged, so that its duration isn't the time until someone noticed.
-    """
-    running = store.client.search_runs(
-        [store.experiment_id],
-        filter_string=f"attributes.status = 'RUNNING' and tags.stage = '{stage}'",
-    )
-    orphans = [run for run in running if _is_orphan(run)]
-    for run in orphans:
-        store.client.set_terminated(
-            run.info.run_id, status="KILLED", end_time=_last_logged_ms(store, run)
-        )
-    return [str(run.info.run_id) for run in orphans]
-
-
-def _is_orphan(run: "Run") -> bool:
-    host, pid, started = (run.data.tags.get(name) for name in _PROCESS_TAGS)
-    if host is None or pid is None or started is None:
-        return False
-    return is_known_dead(ProcessIdentity(host, int(pid), started))
-
-
-def _last_logged_ms(store: Store, run: "Run") -> int:
-    times = [int(run.info.start_time)]
-    for name in run.data.metrics:
-        history = store.client.get_metric_history(run.info.run_id, name)
-        times += [int(metric.timestamp) for metric in history]
-    return max(times)
-
-
-def _begin(store: Store, record: RunRecord, tags: Mapping[str, str] | None = None) -> str:
-    process = asdict(this_process())
-    writer = dict(zip(_PROCESS_TAGS, map(str, process.values()), strict=True))
-    run = store.client.create_run(
-        store.experiment_id,
-        run_name=run_name(record),
-        tags={**run_tags(record), **writer, **(tags or {})},
-    )
-    return str(run.info.run_id)
+def _begin(store: Store, record: RunRecord, tags: Mapping[str, str]) -> str:
+    return begin(store, run_name(record), {**run_tags(record), **tags})
 
 
 def _describe(store: Store, run_id: str, record: RunRecord) -> None:
     from mlflow.entities import Param
 
     params = [Param(name, value) for name, value in run_params(record).items()]
-    for batch in _batches(params, _PARAMS_A_BATCH):
+    for batch in batches(params, PARAMS_A_BATCH):
         store.client.log_batch(run_id, params=batch)
     store.client.log_dict(run_id, dict(record.class_weights), "class_weights.json")
     store.client.log_inputs(run_id, datasets=[_dataset_input(record.dataset)])
@@ -236,45 +196,6 @@ def _dataset_input(dataset: Mapping[str, Any]) -> Any:
         profile=json.dumps({"n_train": dataset["n_train"], "n_val": dataset["n_val"]}),
     )
     return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
-
-
-@contextmanager
-def _ending(store: Store, run_id: str) -> Iterator[None]:
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        _end_quietly(store, run_id, "KILLED")
-        raise
-    except BaseException:
-        _end_quietly(store, run_id, "FAILED")
-        raise
-    with reporting(f"did not take the end of run {run_id}"):
-        store.client.set_terminated(run_id, status="FINISHED")
-
-
-def _end_quietly(store: Store, run_id: str, status: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    with suppress(MlflowException):  # the error that ended the run is the one to report
-        store.client.set_terminated(run_id, status=status)
-
-
-@contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM (a scheduler, ``docker stop``) unwind the stack, so that the run is ended."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield  # whoever handles it already decides what it means
-        return
-
-    def exit_now(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-        raise SystemExit(128 + signum)
-
-    signal.signal(signal.SIGTERM, exit_now)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _exists(store: Store, run_id: str) -> bool:
@@ -305,7 +226,7 @@ def _restore(store: Store, folder: Path, record: RunRecord, lost_run_id: str) ->
     with reporting("did not take a restored run"):
         tags = {"restored": "true", "restored_from": lost_run_id}
         run_id = _begin(store, record, tags)
-    with _ending(store, run_id):
+    with ending(store, run_id):
         with reporting(f"did not take the parameters of run {run_id}"):
             _describe(store, run_id, record)
         fit = read_json(folder / "fit.json")
@@ -349,32 +270,3 @@ def _environment(fit: Mapping[str, Any]) -> dict[str, Any]:
 def _log_documents(store: Store, run_id: str, fit: Mapping[str, Any]) -> None:
     store.client.log_dict(run_id, dict(fit), "fit.json")
     store.client.log_dict(run_id, _environment(fit), "env.json")
-
-
-def _log_pictures(store: Store, run_id: str, figures: Mapping[str, "Figure"]) -> None:
-    for name, figure in figures.items():
-        file_name = name if Path(name).suffix else f"{name}.png"
-        store.client.log_figure(run_id, figure, f"pictures/{file_name}")
-
-
-def _log_metrics(store: Store, run_id: str, values: Mapping[str, float]) -> None:
-    for batch in _batches(_metrics(values, step=0), _METRICS_A_BATCH):
-        store.client.log_batch(run_id, metrics=batch)
-
-
-def _metrics(values: Mapping[str, float], *, step: int) -> "list[Metric]":
-    from mlflow.entities import Metric
-
-    now_ms = time.time_ns() // 1_000_000
-    return [Metric(name, float(value), now_ms, step) for name, value in values.items()]
-
-
-def _set_tags(store: Store, run_id: str, tags: Mapping[str, str]) -> None:
-    from mlflow.entities import RunTag
-
-    entities = [RunTag(name, value[:_LONGEST_TAG]) for name, value in tags.items()]
-    store.client.log_batch(run_id, tags=entities)
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterable[list[Any]]:
-    return (list(items[start : start + size]) for start in range(0, len(items), size))

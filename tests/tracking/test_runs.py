@@ -9,7 +9,7 @@ import pytest
 
 from src import paths
 from src.system.durable import read_json, write_json
-from src.tracking import runs
+from src.tracking import lifecycle, runs
 from src.tracking.records import flat_metrics, run_name, run_params
 from src.tracking.store import EXPERIMENT, TrackingError
 from tests.tracking.support import fit, model_folder, record
@@ -142,9 +142,9 @@ def test_run_of_a_process_killed_hard_is_ended_by_the_next(store, store_root):
         text=True,
     ) as process:
         run_id = process.stdout.readline().strip()
-        assert runs.close_orphans(store, "train") == []
+        assert lifecycle.close_orphans(store, "train") == []
         process.kill()
-    assert runs.close_orphans(store, "finetune") == []
+    assert lifecycle.close_orphans(store, "finetune") == []
     with runs.training_run(record("train")):
         closed = store.client.get_run(run_id).info
     assert closed.status == "KILLED"
@@ -156,7 +156,7 @@ def test_run_of_another_host_is_left_alone(store):
     with runs.training_run(record("train")) as run:
         store.client.set_tag(run.run_id, "hcd.host", "elsewhere")
         store.client.set_tag(run.run_id, "hcd.pid", str(2**22 + 1))
-        assert runs.close_orphans(store, "train") == []
+        assert lifecycle.close_orphans(store, "train") == []
 
 
 class Outage:
