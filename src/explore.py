@@ -1,7 +1,7 @@
 """Stage ``explore``: pictures and statistics of the packed patches, before any training.
 
-Reads ``data/ingest``; writes ``reports/explore``. What it finds is information: a fail beside the
-reference, a duplicate or a blank patch never stops it.
+Reads ``data/ingest`` and ``data/split``; writes ``reports/explore`` and one MLflow run. What it
+finds is information: a fail beside the reference, a duplicate or a blank patch never stops it.
 """
 
 from dataclasses import dataclass
@@ -43,6 +43,8 @@ class Packed:
     train, test : tables of patches with columns id, label, slide, sha256, flags
     labels : (n,) 0 normal, 1 tumour, of train
     train_pixels, test_pixels : (n, 96, 96, 3) uint8, memory-mapped
+    splits, groups : (n,) str, of train
+    split_report : ``split.json``
     """
 
     train: "pd.DataFrame"
@@ -50,6 +52,9 @@ class Packed:
     labels: "NDArray[np.uint8]"
     train_pixels: "NDArray[np.uint8]"
     test_pixels: "NDArray[np.uint8]"
+    splits: "pd.Series"
+    groups: "pd.Series"
+    split_report: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Findings:
     tissue : (k,) int64, positions of the train patches without a blank flag
     test_channels : None without test patches
     duplicates : sets of identical patches, in train and test together
+    near_duplicates : sets of nearly identical patches that aren't all identical
+    comparison : of train, val and holdout (``src.data.split_comparison``)
     """
 
     survey: "PixelSurvey"
@@ -71,30 +78,43 @@ class Findings:
     train_channels: "ChannelStatistics"
     test_channels: "ChannelStatistics | None"
     duplicates: "list[pd.DataFrame]"
+    near_duplicates: "list[pd.DataFrame]"
+    comparison: dict[str, Any]
 
 
 def main() -> None:
-    """Draw the packed patches and their statistics into reports/explore (params: explore)."""
+    """Draw the packed patches and their statistics into reports/explore (params: explore).
+
+    The pictures also go to MLflow, as one run beside the training runs.
+    """
+    from src.tracking.exploration_run import exploration_run
+
     params = load_params()
     configure(params.runtime.verbosity)
-    explore(
-        params.explore, ingest=paths.INGEST, destination=paths.EXPLORE, log=get_logger("explore")
-    )
+    with exploration_run(_data_tags()) as run_:
+        report = explore(
+            params.explore,
+            ingest=paths.INGEST,
+            split=paths.SPLIT_DIR,
+            destination=paths.EXPLORE,
+            log=get_logger("explore"),
+        )
+        run_.log_result(report, paths.EXPLORE)
 
 
 def explore(
-    params: ExploreParams, *, ingest: Path, destination: Path, log: Logger
+    params: ExploreParams, *, ingest: Path, split: Path, destination: Path, log: Logger
 ) -> dict[str, Any]:
     """Write the pictures and ``explore.json`` to ``destination``; return the latter.
 
     Raises
     ------
     ExploreError
-        The pixels and the table of ``ingest`` don't have the same patches.
+        The pixels and the tables of ``ingest`` and ``split`` don't have the same patches.
     """
     from src.system.durable import replacing_folder, write_json
 
-    packed = open_packed(ingest)
+    packed = open_packed(ingest, split)
     findings = survey_packed(packed, log)
     pictures = draw_pictures(packed, findings, params)
     report = {
@@ -116,6 +136,7 @@ def draw_pictures(packed: Packed, findings: Findings, params: ExploreParams) -> 
     import numpy as np
 
     from src.data import exploration_figures as figures
+    from src.data.comparison_figure import split_comparison
 
     survey, labels = findings.survey, packed.labels
     rng = np.random.default_rng(params.seed)
@@ -132,16 +153,21 @@ def draw_pictures(packed: Packed, findings: Findings, params: ExploreParams) -> 
         "stain.png": _stain_scatter(packed, findings, rng),
         "blank.png": _blank_gallery(packed, survey),
         "blurred.png": _blur_gallery(packed, survey),
+        "splits.png": split_comparison(
+            findings.comparison, groups_are=packed.split_report["groups_are"]
+        ),
     }
     if slides is not None:
         pictures["slides.png"] = figures.patches_per_slide(slides, labels)
     if findings.duplicates:
         pictures["duplicates.png"] = _duplicate_gallery(packed, findings.duplicates)
+    if findings.near_duplicates:
+        pictures["near_duplicates.png"] = _near_gallery(packed, findings.near_duplicates)
     return pictures
 
 
-def open_packed(ingest: Path) -> Packed:
-    """Open the packed store; each table's rows in the order of its pixels.
+def open_packed(ingest: Path, split: Path) -> Packed:
+    """Open the packed store and the splits; each table's rows in the order of its pixels.
 
     Raises
     ------
@@ -149,6 +175,8 @@ def open_packed(ingest: Path) -> Packed:
         The pixels and the table don't have the same patches, or a class is missing.
     """
     from src.data.packed import open_pixels, read_patches
+    from src.data.split_table import read_split
+    from src.system.durable import read_json, verify_file
 
     patches = read_patches(ingest)
     # quarantined test patches have no pixels, and row -1
@@ -165,7 +193,25 @@ def open_packed(ingest: Path) -> Packed:
     labels = tables["train"]["label"].to_numpy(dtype="uint8")
     if set(labels.tolist()) != {0, 1}:
         raise ExploreError("need both classes among the labelled patches; use another archive")
-    return Packed(tables["train"], tables["test"], labels, pixels["train"], pixels["test"])
+    placed = tables["train"][["id"]].merge(
+        read_split(split / paths.SPLIT.name), on="id", how="left", validate="one_to_one"
+    )
+    if placed["split"].isna().any():
+        raise ExploreError(
+            f"{int(placed['split'].isna().sum()):,} labelled patches have no split; "
+            "run: dvc repro split"
+        )
+    verify_file(split / paths.SPLIT_REPORT.name)
+    return Packed(
+        train=tables["train"],
+        test=tables["test"],
+        labels=labels,
+        train_pixels=pixels["train"],
+        test_pixels=pixels["test"],
+        splits=placed["split"],
+        groups=placed["group"],
+        split_report=read_json(split / paths.SPLIT_REPORT.name),
+    )
 
 
 def survey_packed(packed: Packed, log: Logger) -> Findings:
@@ -174,6 +220,8 @@ def survey_packed(packed: Packed, log: Logger) -> Findings:
     import pandas as pd
 
     from src.data import exploration
+    from src.data.optical_density import MEAN_COLUMNS, stain_densities
+    from src.data.split_comparison import report_comparison, split_features
     from src.system.progress import progress
 
     n = len(packed.train) + len(packed.test)
@@ -181,13 +229,22 @@ def survey_packed(packed: Packed, log: Logger) -> Findings:
         survey = exploration.survey_pixels(packed.train_pixels, packed.labels, advance=advance)
         test = exploration.survey_channels(packed.test_pixels, advance=advance)
     everything = pd.concat([packed.train, packed.test], ignore_index=True)
+    tissue = np.flatnonzero(~exploration.has_flag(packed.train["flags"], "blank_"))
+    densities = packed.train[list(MEAN_COLUMNS)].to_numpy(dtype=np.float64)
     return Findings(
         survey=survey,
-        stains=exploration.stain_densities(survey.optical_density),
-        tissue=np.flatnonzero(~exploration.has_flag(packed.train["flags"], "blank_")),
+        stains=stain_densities(densities),
+        tissue=tissue,
         train_channels=exploration.channel_statistics(survey.histogram.sum(axis=0)),
         test_channels=exploration.channel_statistics(test) if test.any() else None,
         duplicates=exploration.duplicate_sets(everything),
+        near_duplicates=exploration.near_duplicates(everything),
+        comparison=report_comparison(
+            split_features(packed.train.iloc[tissue]),
+            packed.splits.iloc[tissue],
+            packed.labels[tissue],
+            packed.groups.iloc[tissue],
+        ),
     )
 
 
@@ -197,19 +254,22 @@ def _stain_scatter(packed: Packed, findings: Findings, rng: "np.random.Generator
     from src.data.exploration_figures import stain_scatter
 
     tissue = findings.tissue
-    slides = packed.train["slide"].iloc[tissue]
+    units, unit = packed.train["slide"].iloc[tissue], "slide"
+    if packed.split_report["group_by"] == "stain":
+        units, unit = packed.groups.iloc[tissue], "stain cluster (stand-in for a slide)"
     return stain_scatter(
         findings.stains[tissue],
         packed.labels[tissue],
-        slides if slides.notna().any() else None,
+        units if units.notna().any() else None,
         np.sort(rng.permutation(len(tissue))[:_SCATTER_PATCHES]),
+        unit=unit,
     )
 
 
 def _samples(packed: Packed, label: int, n: int, rng: "np.random.Generator") -> "Figure":
     import numpy as np
 
-    from src.data.exploration_figures import sample_grid
+    from src.data.galleries import sample_grid
 
     of_label = np.flatnonzero(packed.labels == label)
     drawn = np.sort(rng.permutation(of_label)[:n])
@@ -220,8 +280,8 @@ def _blank_gallery(packed: Packed, survey: "PixelSurvey") -> "Figure":
     import numpy as np
 
     from src.data.exploration import has_flag
-    from src.data.exploration_figures import blank_gallery
     from src.data.flags import BLANK_BLACK, BLANK_WHITE
+    from src.data.galleries import blank_gallery
 
     white = has_flag(packed.train["flags"], BLANK_WHITE)
     black = has_flag(packed.train["flags"], BLANK_BLACK)
@@ -245,7 +305,7 @@ def _blur_gallery(packed: Packed, survey: "PixelSurvey") -> "Figure":
     import numpy as np
 
     from src.data import exploration
-    from src.data.exploration_figures import blur_gallery
+    from src.data.galleries import blur_gallery
 
     blank = exploration.has_flag(packed.train["flags"], "blank_")
     blurriest = np.lexsort((survey.sharpness, blank))[:_GALLERY_PATCHES]
@@ -262,7 +322,7 @@ def _blur_gallery(packed: Packed, survey: "PixelSurvey") -> "Figure":
 def _duplicate_gallery(packed: Packed, sets: "list[pd.DataFrame]") -> "Figure":
     import numpy as np
 
-    from src.data.exploration_figures import duplicate_gallery
+    from src.data.galleries import duplicate_gallery
 
     pixels = {"train": packed.train_pixels, "test": packed.test_pixels}
     firsts = [rows.iloc[0] for rows in sets[:_DUPLICATE_SETS_SHOWN]]
@@ -271,6 +331,29 @@ def _duplicate_gallery(packed: Packed, sets: "list[pd.DataFrame]") -> "Figure":
         captions=[_caption_duplicates(rows) for rows in sets[:_DUPLICATE_SETS_SHOWN]],
         **_count_duplicates(sets),
     )
+
+
+def _near_gallery(packed: Packed, sets: "list[pd.DataFrame]") -> "Figure":
+    import numpy as np
+
+    from src.data.galleries import near_duplicate_gallery
+
+    pixels = {"train": packed.train_pixels, "test": packed.test_pixels}
+    shown = [row for rows in sets[:_DUPLICATE_SETS_SHOWN] for _, row in rows.iloc[:2].iterrows()]
+    counts = _count_duplicates(sets)
+    return near_duplicate_gallery(
+        np.stack([pixels[row["subset"]][row["row"]] for row in shown]),
+        captions=[_caption_patch(row) for row in shown],
+        n_sets=counts["n_sets"],
+        n_conflicts=counts["n_conflicts"],
+    )
+
+
+def _caption_patch(row: "pd.Series") -> str:
+    import pandas as pd
+
+    kind = "no label" if pd.isna(row["label"]) else ("normal", "tumour")[int(row["label"])]
+    return f"{row['id'][:8]}…\n{kind}"
 
 
 def _caption_duplicates(rows: "pd.DataFrame") -> str:
@@ -315,6 +398,8 @@ def report_findings(packed: Packed, findings: Findings) -> dict[str, Any]:
             for subset, table in (("train", packed.train), ("test", packed.test))
         },
         "duplicates": _count_duplicates(findings.duplicates),
+        "near_duplicates": _count_duplicates(findings.near_duplicates),
+        "split_comparison": findings.comparison,
         "channels": {
             "order": list(exploration.CHANNELS),
             "train": _as_json(findings.train_channels),
@@ -352,6 +437,17 @@ def _report_stain(packed: Packed, findings: Findings) -> dict[str, Any]:
             "share_explained_by_slide": by_slide if known.any() else None,
         }
     return report
+
+
+def _data_tags() -> dict[str, str]:
+    from src.system.durable import read_json
+
+    split = read_json(paths.SPLIT_REPORT)
+    return {
+        "content_digest": str(read_json(paths.INGEST_REPORT)["digests"]["train"]),
+        "group_by": str(split["group_by"]),
+        "slide_disjoint": str(split["slide_disjoint"]).lower(),
+    }
 
 
 def _as_json(statistics: "ChannelStatistics") -> dict[str, list[float]]:

@@ -20,10 +20,6 @@ REFERENCE_STD = (0.2389, 0.2821, 0.2163)
 # A sample of 4,000 real patches is within 0.004; red and blue exchanged are 0.023 apart in std
 REFERENCE_TOLERANCE = 0.01
 
-# Optical density per channel of the two stains: Ruifrok & Johnston 2001, table 1
-HAEMATOXYLIN = (0.650, 0.704, 0.286)
-EOSIN = (0.072, 0.990, 0.105)
-
 # under this share of the median sharpness a patch counts as blurred or empty
 BLURRED_SHARE_OF_MEDIAN = 0.02
 
@@ -42,7 +38,6 @@ class PixelSurvey:
     histogram : (2, 3, 256) int64, pixels by label, channel and value
     pixel_sum : (2, 96, 96, 3) int64, sum of the patches of each label
     n_patches : (2,) int64, patches of each label
-    optical_density : (n, 3) float64, mean over the patch of -log10((value + 1) / 256)
     brightness : (n,) float64, mean luminance, 0 to 255
     sharpness : (n,) float64, variance of the Laplacian of the luminance; low where blurred
     """
@@ -50,7 +45,6 @@ class PixelSurvey:
     histogram: NDArray[np.int64]
     pixel_sum: NDArray[np.int64]
     n_patches: NDArray[np.int64]
-    optical_density: NDArray[np.float64]
     brightness: NDArray[np.float64]
     sharpness: NDArray[np.float64]
 
@@ -77,7 +71,6 @@ def survey_pixels(
     n, side = pixels.shape[:2]
     histogram = np.zeros((2, 3, 256), dtype=np.int64)
     pixel_sum = np.zeros((2, side, side, 3), dtype=np.int64)
-    optical_density = np.empty((n, 3))
     brightness, sharpness = np.empty(n), np.empty(n)
     for part, chunk in _chunks(pixels, chunk_patches):
         for label in range(2):
@@ -85,14 +78,12 @@ def survey_pixels(
             # 32 bits hold a chunk and are added up much faster than 64
             pixel_sum[label] += of_label.sum(axis=0, dtype=np.uint32)
             histogram[label] += channel_histogram(of_label)
-        optical_density[part] = mean_optical_density(chunk)
         brightness[part], sharpness[part] = _brightness_and_sharpness(chunk)
         advance(len(chunk))
     return PixelSurvey(
         histogram=histogram,
         pixel_sum=pixel_sum,
         n_patches=np.bincount(labels, minlength=2).astype(np.int64),
-        optical_density=optical_density,
         brightness=brightness,
         sharpness=sharpness,
     )
@@ -155,24 +146,6 @@ def mean_patch(survey: PixelSurvey, label: int) -> NDArray[np.float64]:
     return np.asarray(survey.pixel_sum[label] / survey.n_patches[label], dtype=np.float64)
 
 
-def mean_optical_density(patches: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Mean over each patch of -log10((value + 1) / 256), per channel: (n, h, w, 3) → (n, 3)."""
-    density = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
-    of_pixels = np.take(density, patches.reshape(len(patches), -1, 3))
-    return np.asarray(of_pixels.mean(axis=1, dtype=np.float64))
-
-
-def stain_densities(optical_density: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Unmix optical densities (n, 3) into haematoxylin and eosin (n, 2), by least squares.
-
-    Unmixing is linear, so the mean density of a patch gives its mean stain. Stain vectors:
-    Ruifrok & Johnston 2001.
-    """
-    vectors = np.array([HAEMATOXYLIN, EOSIN])
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(optical_density @ np.linalg.pinv(vectors), dtype=np.float64)
-
-
 def _brightness_and_sharpness(
     patches: NDArray[np.uint8],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -208,6 +181,16 @@ def duplicate_sets(patches: pd.DataFrame) -> list[pd.DataFrame]:
     repeated = read[read["sha256"].duplicated(keep=False)].sort_values("id")
     sets = [rows for _, rows in repeated.groupby("sha256", sort=False)]
     return sorted(sets, key=lambda rows: str(rows["id"].iloc[0]))
+
+
+def near_duplicates(patches: pd.DataFrame) -> list[pd.DataFrame]:
+    """Sets of near-duplicates that aren't all identical, each sorted by id without repeats."""
+    from src.data.near_duplicates import near_duplicate_sets
+
+    keys = near_duplicate_sets(patches)
+    members = patches[keys.notna()].sort_values("id").drop_duplicates("sha256")
+    sets = [rows for _, rows in members.groupby(keys.loc[members.index], sort=False)]
+    return sorted((s for s in sets if len(s) > 1), key=lambda rows: str(rows["id"].iloc[0]))
 
 
 def ranked_above(values: NDArray[np.float64], labels: NDArray[np.uint8]) -> float:
