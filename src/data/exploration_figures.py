@@ -147,6 +147,8 @@ def stain_scatter(
         )
         subtitle = f"{by_class} (0.5 is chance)"
     subtitle += f"; {len(shown):,} of {len(labels):,} patches drawn, blank ones left out"
+    if unit != "slide":
+        subtitle += f"\na {unit} stands in for a slide"
     figure = titled_figure(title, subtitle, size=(7.5, 5.8) if units is None else (11.5, 5.4))
     panels = figure.subplots(1, 1 if units is None else 2, squeeze=False, sharey=True)[0]
     _scatter_by_class(panels[0], stains[shown], labels[shown])
@@ -216,7 +218,7 @@ def _scatter_by_unit(
         label=f"mean of a {unit}",
     )
     axes.legend(frameon=False, loc="best")
-    axes.set_title(f"by {unit} ({len(centres):,}), coloured by mean haematoxylin", fontsize=11)
+    axes.set_title(f"by {unit} ({len(centres):,})", fontsize=11)
 
 
 def patches_per_slide(slides: pd.Series, labels: NDArray[np.uint8]) -> Figure:

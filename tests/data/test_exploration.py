@@ -6,8 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.data import exploration
+from src.data import exploration, galleries
 from src.data import exploration_figures as figures
+from src.data.comparison_figure import split_comparison
+from src.data.figure_parts import CLASS_COLOURS
+from src.data.split_comparison import largest_shift, report_comparison
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (11, 96, 96, 3), dtype=np.uint8)
@@ -47,10 +50,6 @@ def test_statistics_of_no_pixels_are_refused():
 def test_survey_equals_a_plain_loop(survey):
     """Eleven patches in chunks of four: a dropped last chunk, or labels out of step, show here."""
     for position, patch in enumerate(PIXELS.astype(np.float64)):
-        density = -np.log10((patch + 1) / 256)
-        assert survey.optical_density[position] == pytest.approx(
-            density.mean(axis=(0, 1)), rel=1e-5
-        )
         grey = (77 * patch[..., 0] + 150 * patch[..., 1] + 29 * patch[..., 2]) // 256
         assert survey.brightness[position] == pytest.approx(grey.mean())
         laplacian = [
@@ -96,20 +95,6 @@ def test_reference_passes_by_channel_and_both_moments_count():
     assert exploration.within_reference(like(mean + 0.0099, std)) == [True] * 3
     assert exploration.within_reference(like(mean + green_off, std)) == [True, False, True]
     assert exploration.within_reference(like(mean[::-1], std[::-1])) == [False, True, False]
-
-
-def test_stain_of_a_pure_stain_is_found_and_the_other_is_zero():
-    amounts = np.array([[0.6, 0.0], [0.0, 0.4], [0.3, 0.2]])
-    vectors = np.array([exploration.HAEMATOXYLIN, exploration.EOSIN])
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    assert exploration.stain_densities(amounts @ vectors) == pytest.approx(amounts)
-
-
-def test_optical_density_of_white_is_zero_and_of_a_tenth_is_one():
-    """255 is no stain; (24.6 + 1) / 256 would be one tenth, 25 is the nearest level."""
-    density = exploration.mean_optical_density(flat((255, 255, 25)))
-    assert density[0, :2] == pytest.approx([0, 0])
-    assert density[0, 2] == pytest.approx(1, abs=0.01)
 
 
 def test_a_blurred_patch_is_less_sharp_than_the_same_patch():
@@ -161,25 +146,37 @@ def test_flags_are_matched_whole():
 
 
 STAINS = RNG.random((11, 2))
+SPLITS = pd.Series(["train"] * 5 + ["val"] * 3 + ["holdout"] * 3)
+FEATURES = pd.DataFrame(RNG.random((11, 3)), columns=["haematoxylin", "eosin", "structure"])
 SLIDES = pd.Series(["s1"] * 5 + ["s2"] * 5 + [None])
 MANY_SLIDES = pd.Series([f"slide {number}" for number in range(200)])
 EVERY_FIGURE = {
     "labels": lambda _: figures.label_distribution(np.array([6, 5]), 3),
-    "samples": lambda _: figures.sample_grid(PIXELS, label=1, n_of_label=5),
-    "one sample": lambda _: figures.sample_grid(PIXELS[:1], label=0, n_of_label=1),
+    "samples": lambda _: galleries.sample_grid(PIXELS, label=1, n_of_label=5),
+    "one sample": lambda _: galleries.sample_grid(PIXELS[:1], label=0, n_of_label=1),
     "histograms": figures.channel_histograms,
     "means": figures.mean_patches,
     "stain by class": lambda _: figures.stain_scatter(STAINS, LABELS, None, np.arange(11)),
     "stain by slide": lambda _: figures.stain_scatter(STAINS, LABELS, SLIDES, np.arange(11)),
+    "stain by cluster": lambda _: figures.stain_scatter(
+        STAINS, LABELS, SLIDES, np.arange(11), unit="stain cluster"
+    ),
+    "splits": lambda _: split_comparison(
+        report_comparison(FEATURES, SPLITS, LABELS, SPLITS),
+        groups_are="stain clusters, a stand-in for slides",
+    ),
+    "near-duplicates": lambda _: galleries.near_duplicate_gallery(
+        PIXELS[:4], captions=["a…\nnormal"] * 4, n_sets=2, n_conflicts=1
+    ),
     "slides": lambda _: figures.patches_per_slide(SLIDES, LABELS),
     "many slides": lambda _: figures.patches_per_slide(MANY_SLIDES, np.ones(200, dtype=np.uint8)),
-    "blank": lambda _: figures.blank_gallery(
+    "blank": lambda _: galleries.blank_gallery(
         PIXELS[:4], PIXELS[4:8], captions=["1"] * 8, n_white=1, n_black=0
     ),
-    "blurred": lambda _: figures.blur_gallery(
+    "blurred": lambda _: galleries.blur_gallery(
         PIXELS, captions=["1"] * 11, n_blurred=1, n=11, share_of_median=0.02
     ),
-    "duplicates": lambda _: figures.duplicate_gallery(
+    "duplicates": lambda _: galleries.duplicate_gallery(
         PIXELS[:2], captions=["a × 2\nnormal"] * 2, n_sets=2, n_conflicts=0, n_across=1
     ),
     "reference": lambda s: figures.channel_reference(
@@ -209,7 +206,7 @@ def test_class_colours_stay_apart_from_each_other_in_grey():
     """Printed without colour, the two classes must still be told apart."""
     from matplotlib.colors import to_rgb
 
-    greys = [np.dot(to_rgb(colour), [0.299, 0.587, 0.114]) for colour in figures.CLASS_COLOURS]
+    greys = [np.dot(to_rgb(colour), [0.299, 0.587, 0.114]) for colour in CLASS_COLOURS]
     assert abs(greys[0] - greys[1]) > 0.08
 
 
@@ -219,3 +216,13 @@ def test_slides_title_counts_by_hand():
     texts = [text.get_text() for text in figures.patches_per_slide(slides, labels).texts]
     assert texts[0] == "3 slides: 1 hold both classes, 1 only normal, 1 only tumour patches"
     assert "1 patches of unknown slide" in texts[1]
+
+
+def test_largest_shift_by_hand():
+    """Of 0 0 0 0 | 0 0 | 3 3, mean 0.75, sd √(2·3²/8 − 0.75²) = 1.299: 3 / 1.299 = 2.309."""
+    splits = pd.Series(["train"] * 4 + ["val"] * 2 + ["holdout"] * 2)
+    features = pd.DataFrame({"a": [1.0] * 8, "b": [0, 0, 0, 0, 0, 0, 3, 3]})
+    shift = largest_shift(features, splits)
+    assert (shift.split, shift.feature, shift.is_large) == ("holdout", "b", True)
+    assert shift.standardised == pytest.approx(2.3094, abs=1e-4)
+    assert not largest_shift(features[["a"]], splits).is_large
