@@ -1,7 +1,8 @@
 """An archive of Kaggle's size, made in minutes: patches cut from a few large generated canvases.
 
-Every patch is another cut, and every slide has its own stain, so hashes, stain clusters and
-compression see what they would see in real data. Labels are random: nothing can be learnt here.
+Every patch is another cut, and every slide turns and scales its canvas and has its own stain, so
+hashes, stain clusters and compression see what they would see in real data. Labels are random:
+nothing can be learnt here.
 """
 
 import functools
@@ -17,13 +18,15 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from src.data.generated import draw_chunk, plan_subset
 
 PATCH_PX = 96
 CANVAS_PATCHES = 12  # a side
-N_CANVASES = 2
+N_CANVASES = 8
 TUMOUR_FRACTION = 0.405
+_INNER = 0.7  # of a canvas' side: what is left of it however it is turned
 _LEVEL = 1  # of zlib: half the size of stored, as Kaggle's zip is
 
 _HEADER_BYTES = 140
@@ -75,7 +78,7 @@ def write_full_archive(path: Path, *, n_train: int, n_test: int, n_slides: int) 
 def cut_slide(slide: Slide) -> list[Entry]:
     """Cut, stain and deflate all patches of one slide."""
     rng = np.random.default_rng(slide.seed)
-    canvas = _stained(_canvas(slide.seed % N_CANVASES), rng)
+    canvas = _stained(_turned(_canvas(slide.seed % N_CANVASES), rng), rng)
     corners = rng.integers(0, canvas.shape[0] - PATCH_PX + 1, (slide.n_patches, 2))
     return list(_entries(slide, canvas, corners))
 
@@ -98,7 +101,10 @@ def _slides(folder: str, n_patches: int, n_slides: int) -> list[Slide]:
     weight = np.random.default_rng(0).uniform(1, 10, n_slides)
     ends = np.round(np.cumsum(weight) / weight.sum() * n_patches).astype(int)
     counts = np.diff(ends, prepend=0)
-    return [Slide(f"{folder}-{i:03d}", folder, i, int(n)) for i, n in enumerate(counts)]
+    first_seed = 0 if folder == "train" else 10_000
+    return [
+        Slide(f"{folder}-{i:03d}", folder, first_seed + i, int(n)) for i, n in enumerate(counts)
+    ]
 
 
 @functools.cache
@@ -110,6 +116,15 @@ def _canvas(seed: int) -> NDArray[np.uint8]:
     tiles = drawn.reshape(CANVAS_PATCHES, CANVAS_PATCHES, PATCH_PX, PATCH_PX, 3)
     side = CANVAS_PATCHES * PATCH_PX
     return np.ascontiguousarray(tiles.transpose(0, 2, 1, 3, 4).reshape(side, side, 3))
+
+
+def _turned(canvas: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The inner part, turned by any angle and scaled: no other slide's patches look the same."""
+    side = round(canvas.shape[0] * rng.uniform(0.9, 1.4))
+    image = Image.fromarray(canvas).resize((side, side), Image.Resampling.BILINEAR)
+    turned = np.asarray(image.rotate(rng.uniform(0, 360), Image.Resampling.BILINEAR))
+    margin = round(side * (1 - _INNER) / 2)
+    return turned[margin : side - margin, margin : side - margin]
 
 
 def _stained(canvas: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -53,9 +53,11 @@ def main(scale: float = 1.0, folder: Path | None = None, group_by: str = "auto")
         sys.exit(f"less than {BYTES_NEEDED * scale / 1e9:.0f} GB free; name another --folder")
     with tempfile.TemporaryDirectory(prefix="hcd-full-", dir=folder) as temporary:
         table = Table("step", "wall s", "patches/s", "peak MB", "on disk MB")
-        for row in _steps(Path(temporary), scale, group_by):
-            table.add_row(*row)
-        Console(width=100).print(table)
+        try:
+            for row in _steps(Path(temporary), scale, group_by):
+                table.add_row(*row)
+        finally:
+            Console(width=100).print(table)
 
 
 def _steps(folder: Path, scale: float, group_by: str) -> Iterator[tuple[str, ...]]:
