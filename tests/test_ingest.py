@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from src.data.optical_density import MOMENT_COLUMNS
 from src.data.packed import open_pixels, read_patches
 from src.ingest import ingest_archive
 from src.system.durable import read_json, verify_folder
@@ -54,6 +55,8 @@ def test_table_of_patches(zip_archive: Path, tmp_path: Path) -> None:
         "sha256": "str",
         "flags": "str",
         "submission_order": "Int64",
+        "phash": "UInt64",
+        **dict.fromkeys(MOMENT_COLUMNS, "float32"),
     }
     assert patches["id"].tolist() == [patch_id(n) for n in (1, 2, 3, 4, 5, 6, 101, 102, 103)]
     assert patches["subset"].tolist() == ["train"] * 6 + ["test"] * 3
@@ -102,7 +105,7 @@ def test_report(tmp_path: Path) -> None:
     assert report["patches"] == {"train": 2, "test": 1}
     assert report["labels"] == {"normal": 1, "tumour": 1}
     assert report["slides"] == {
-        "table_present": True,
+        "table": "slides.csv",
         "n_slides": 1,
         "patches_known": 1,
         "patches_unknown": 1,

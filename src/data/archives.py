@@ -4,7 +4,7 @@ An archive holds ``train/<id>.tif``, ``test/<id>.tif``, ``train_labels.csv`` and
 ``sample_submission.csv``. Nothing in it is trusted: names, kinds and sizes of all members are
 checked before the first byte of one is used, and no path is ever built from a name in a zip.
 
-A new kind of source is one entry in :data:`SOURCES`.
+Which path is opened as what stands in ``src.data.sources``.
 """
 
 import errno
@@ -16,11 +16,11 @@ import unicodedata
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from src.system.errors import ProjectError
 
@@ -46,7 +46,19 @@ class BadPatchError(ProjectError):
 
 
 class Member(NamedTuple):
-    """One file of an archive; the last four say where it lies in a zip."""
+    """One file of an archive.
+
+    Attributes
+    ----------
+    n_bytes
+        Once read.
+    offset, stored_bytes, method, crc32
+        Where and how it lies in a zip; in PCam's files ``offset`` counts patches.
+    encoding
+        What the bytes are: ``tiff``, or ``raw`` pixels.
+    source
+        Which of several combined archives it is in.
+    """
 
     name: str
     n_bytes: int
@@ -102,7 +114,10 @@ class Archive(ABC):
     def member(self, name: str) -> Member | None:
         """The member of that name; None where there is none."""
 
-    def summary(self) -> dict[str, str | int]:
+    def close(self) -> None:  # noqa: B027
+        """Give back what was unpacked to read it."""
+
+    def summary(self) -> dict[str, Any]:
         """Its name (not its path, which differs between machines), kind and size in bytes."""
         return {"name": self.path.name, "kind": self.kind, "bytes": self.n_bytes}
 
@@ -200,36 +215,6 @@ class FolderArchive(Archive):
         return Member(name, self._sizes[name]) if name in self._sizes else None
 
 
-SOURCES: Mapping[str, type[Archive]] = {
-    ZipArchive.kind: ZipArchive,
-    FolderArchive.kind: FolderArchive,
-}
-
-
-def open_archive(path: Path) -> Archive:
-    """Open ``path`` as the kind it is.
-
-    Raises
-    ------
-    ArchiveError
-        Nothing is there, it may not be read, or it fails a check of :class:`Archive`.
-    """
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            return SOURCES["folder"](path)
-        if stat.S_ISREG(mode):
-            return SOURCES["zip"](path)
-    except FileNotFoundError as error:
-        raise ArchiveError(
-            f"archive not found: {path}; set ingest.archive in params.yaml to the Kaggle zip "
-            "or the folder it unpacks to"
-        ) from error
-    except PermissionError as error:
-        raise _permission_denied(error.filename or path) from error
-    raise ArchiveError(f"not a regular file: {path}; set ingest.archive to a zip or a folder")
-
-
 @dataclass(frozen=True)
 class ZipReader:
     """Reads stored and deflated members at the offsets that the zip's directory gave."""
@@ -276,6 +261,20 @@ class FolderReader:
             data = file.read(MAX_TABLE_BYTES + 1)
         _check_size(member.name, len(data), self.path)
         return data
+
+
+def read_table_file(path: Path) -> bytes:
+    """All bytes of a table that lies outside any archive; neither link nor pipe.
+
+    Raises
+    ------
+    ArchiveError
+        It is missing, may not be read, isn't a plain file, or has over 64 MiB.
+    """
+    if not path.exists() and not path.is_symlink():
+        raise ArchiveError(f"slides file not found: {path}; set ingest.slides")
+    with FolderReader(path.parent).open() as read:
+        return read(Member(path.name, 0))
 
 
 def _read_zip_directory(path: Path) -> list[zipfile.ZipInfo]:
@@ -388,7 +387,7 @@ def _opened(path: Path, *, follow_link: bool) -> Iterator[int]:
     try:
         descriptor = os.open(path, flags)
     except PermissionError as error:
-        raise _permission_denied(path) from error
+        raise permission_denied(path) from error
     except OSError as error:
         if error.errno == errno.ELOOP and not follow_link:
             raise ArchiveError(f"symlink not allowed: {path}; put the file itself there") from error
@@ -413,7 +412,8 @@ def _inflate(stored: bytes, member: Member) -> bytes:
     return data
 
 
-def _permission_denied(path: Path | str) -> ArchiveError:
+def permission_denied(path: Path | str) -> ArchiveError:
+    """The error for a path that this user may not read."""
     return ArchiveError(f"permission denied reading {path}; allow your user to read it")
 
 

@@ -7,7 +7,7 @@ from logging import Logger
 from pathlib import Path
 from typing import Protocol
 
-from src.data.archives import open_archive
+from src.data.sources import open_archive
 from src.system.errors import ProjectError
 
 COMPETITION = "histopathologic-cancer-detection"

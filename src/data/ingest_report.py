@@ -17,7 +17,7 @@ _MAX_IDS_LISTED = 1_000
 
 
 def ingest_report(
-    source: Mapping[str, str | int],
+    source: Mapping[str, Any],
     inventory: Inventory,
     packed: Mapping[str, PackedSubset],
     table: pd.DataFrame,
@@ -47,10 +47,10 @@ def ingest_report(
     }
 
 
-def _slides(train: pd.DataFrame, inventory: Inventory) -> dict[str, int | bool]:
+def _slides(train: pd.DataFrame, inventory: Inventory) -> dict[str, int | str | None]:
     known = int(train["slide"].notna().sum())
     return {
-        "table_present": inventory.slides is not None,
+        "table": inventory.slides_from,
         "n_slides": int(train["slide"].nunique()),
         "patches_known": known,
         "patches_unknown": len(train) - known,

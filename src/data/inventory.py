@@ -2,8 +2,9 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from src.data.archives import IMAGE_SUFFIX, Archive, ArchiveError
+from src.data.archives import IMAGE_SUFFIX, Archive, ArchiveError, read_table_file
 from src.data.labels import (
     LABELS_FILE,
     SLIDES_FILE,
@@ -33,7 +34,9 @@ class Inventory:
     slides
         Of the patches whose slide is known; None without ``slides.csv``.
     n_slides_unused
-        Rows of ``slides.csv`` that name no patch of the archive.
+        Rows of the table of slides that name no patch of the archive.
+    slides_from
+        Name of the table of slides; None without one.
     """
 
     train_ids: list[str]
@@ -42,10 +45,20 @@ class Inventory:
     submission_order: Mapping[str, int]
     slides: Mapping[str, str] | None
     n_slides_unused: int
+    slides_from: str | None = None
 
 
-def take_inventory(archive: Archive) -> Inventory:
+def take_inventory(
+    archive: Archive, *, with_test: bool = True, slides: Path | None = None
+) -> Inventory:
     """Read names and tables of ``archive`` and check that they agree.
+
+    Parameters
+    ----------
+    with_test
+        False leaves the test images and ``sample_submission.csv`` out.
+    slides
+        A table of slides outside the archive, in place of its own ``slides.csv``.
 
     Raises
     ------
@@ -54,22 +67,28 @@ def take_inventory(archive: Archive) -> Inventory:
     TableError
         A table is missing, malformed or contradicts itself.
     """
-    train, test = _image_ids(archive, "train"), _image_ids(archive, "test")
+    train = _image_ids(archive, "train")
+    test = _image_ids(archive, "test") if with_test else set()
     if not train:
         raise ArchiveError(f"no .tif files in train of {archive.path}; fetch it from {KAGGLE}")
     labels = parse_labels(_read_table(archive, LABELS_FILE, "labels file"))
-    order = parse_submission_ids(_read_table(archive, SUBMISSION_FILE, "submission file"))
+    order: list[str] = []
+    if with_test:
+        order = parse_submission_ids(_read_table(archive, SUBMISSION_FILE, "submission file"))
     _match_train(train, labels)
     _match_test(test, order)
     _check_disjoint(train, test)
-    slides, n_unused = _read_slides(archive, train | test)
+    slide_of = _read_slides(archive, slides)
+    known = train | test
+    used = {i: slide for i, slide in (slide_of or {}).items() if i in known}
     return Inventory(
         train_ids=sorted(train),
         test_ids=sorted(test),
         labels=labels,
         submission_order={patch_id: position for position, patch_id in enumerate(order)},
-        slides=slides,
-        n_slides_unused=n_unused,
+        slides=None if slide_of is None else used,
+        n_slides_unused=len(slide_of or {}) - len(used),
+        slides_from=None if slide_of is None else (slides.name if slides else SLIDES_FILE),
     )
 
 
@@ -131,13 +150,11 @@ def _check_disjoint(train: set[str], test: set[str]) -> None:
         )
 
 
-def _read_slides(archive: Archive, known: set[str]) -> tuple[dict[str, str] | None, int]:
+def _read_slides(archive: Archive, table: Path | None) -> dict[str, str] | None:
+    if table is not None:
+        return parse_slides(read_table_file(table), table.name)
     data = archive.read(SLIDES_FILE)
-    if data is None:
-        return None, 0
-    slides = parse_slides(data)
-    used = {patch_id: slide for patch_id, slide in slides.items() if patch_id in known}
-    return used, len(slides) - len(used)
+    return None if data is None else parse_slides(data)
 
 
 def _count(ids: Collection[str]) -> str:

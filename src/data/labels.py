@@ -83,8 +83,8 @@ def parse_submission_ids(data: bytes) -> list[str]:
     return list(ids)
 
 
-def parse_slides(data: bytes) -> dict[str, str]:
-    """Patch id → slide from the bytes of ``slides.csv``; patches with a blank slide are left out.
+def parse_slides(data: bytes, file: str = SLIDES_FILE) -> dict[str, str]:
+    """Patch id → slide from the bytes of a table of slides; blank slides are left out.
 
     Raises
     ------
@@ -93,12 +93,12 @@ def parse_slides(data: bytes) -> dict[str, str]:
         twice.
     """
     slides: dict[str, str] = {}
-    for row, (patch_id, text) in _rows(data, SLIDES_FILE, "slides file", _SLIDES_HEADERS):
-        check_id(patch_id, f"{SLIDES_FILE} row {row}")
+    for row, (patch_id, text) in _rows(data, file, "slides file", _SLIDES_HEADERS):
+        check_id(patch_id, f"{file} row {row}")
         slide = text.strip()
         if patch_id in slides:
             problem = "duplicate id" if slides[patch_id] == slide else "conflicting slides for id"
-            raise TableError(f"{problem} {patch_id} in {SLIDES_FILE} row {row}; keep one row")
+            raise TableError(f"{problem} {patch_id} in {file} row {row}; keep one row")
         slides[patch_id] = slide
     return {patch_id: slide for patch_id, slide in slides.items() if slide}
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from src.data import packing
-from src.data.archives import open_archive
 from src.data.measuring import channel_moments
 from src.data.packing import PackedSubset, PackingError, pack_archive
+from src.data.sources import open_archive
 from tests.data.archives import Files, patch_id, pixels_of, tiny_files, write_zip
 
 N_TRAIN, N_TEST = 23, 5
