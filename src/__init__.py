@@ -3,7 +3,7 @@
 Rooms
 -----
 Stages, in pipeline order, each ``python -m src.<stage>``, a stage of ``dvc.yaml`` and a section of
-``params.yaml``: ``sample ingest explore split train finetune evaluate register predict``.
+``params.yaml``: ``sample ingest split explore train finetune evaluate register predict``.
 
 ==============  ==============================================================================
 ``data``        what a patch is: archives, TIFF decoding, checks, grouping, splitting, store
@@ -24,7 +24,7 @@ Glossary
 --------
 patch             one 96 × 96 px RGB image
 slide             the whole-slide image a patch was cut from
-group             patches that must stay on one side of a split (a slide, or identical patches)
+group             patches that must stay on one side of a split (a slide or its stand-in, near-duplicates)
 split             train / val / holdout; *test* always means Kaggle's unlabelled patches
 label             0 normal, 1 tumour in the centre 32 × 32 px
 logit             the classifier's output before the sigmoid; *probability* after it

@@ -42,13 +42,22 @@ class SampleParams(_Section):
         return self
 
 
+Extra = Annotated[
+    str,
+    Field(
+        pattern=r"^data/extra/[^/].*$",
+        description="below data/extra, the folder that DVC watches beside the archive",
+    ),
+]
+
+
 class IngestParams(_Section):
     """Where the patches come from, and how many may be unreadable."""
 
     archive: str = Field(
         min_length=1, description="zip or folder in Kaggle's layout, or folder of PCam's h5 files"
     )
-    extra: tuple[str, ...] = Field(
+    extra: tuple[Extra, ...] = Field(
         default=(), strict=False, description="further archives whose labelled patches join train"
     )
     no_submission: StrictBool = Field(
@@ -56,8 +65,8 @@ class IngestParams(_Section):
         description="leave the test images out; allows PCam beside Kaggle's archive, whose test "
         "images PCam labels",
     )
-    slides: str | None = Field(
-        default=None, min_length=1, description="csv id,slide or id,wsi; null: the archive's own"
+    slides: Extra | None = Field(
+        default=None, description="csv id,slide or id,wsi; null: the archive's own"
     )
     h5_sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
         default_factory=dict,
@@ -316,6 +325,7 @@ _RULES = {
     "missing": "is missing; see presets/sample.yaml",
     "literal_error": "must be {expected}",
     "finite_number": "must be a finite number",
+    "string_pattern_mismatch": "must match {pattern}",
     "int_type": "must be a whole number",
     "float_type": "must be a number",
     "union_tag_invalid": "must have a name among {expected_tags}",

@@ -45,6 +45,10 @@ def main() -> None:
     configure(params.runtime.verbosity)
     log = get_logger("predict")
     registration = read_json(paths.REGISTRATION)
+    ingested = read_json(paths.INGEST_REPORT)
+    if ingested["no_submission"]:
+        write_no_submission(paths.SUBMISSION_DIR, data_digests=ingested["digests"], log=log)
+        return
     start(params)
     version = load_chosen(registration, unpromoted=params.predict.unpromoted, log=log)
     submission = predict(version, batch_size=params.runtime.inference_batch_size, log=log)
@@ -53,7 +57,7 @@ def main() -> None:
         submission,
         version,
         role=registration["predict_with"]["role"],
-        data_digests=read_json(paths.INGEST_REPORT)["digests"],
+        data_digests=ingested["digests"],
     )
     log.info(
         f"{len(submission.table):,} rows in {paths.SUBMISSION.relative_to(paths.ROOT)}, "
@@ -194,6 +198,18 @@ def write_submission(
             data_digests=data_digests,
         )
         write_json(temporary / paths.LINEAGE.name, lineage)
+
+
+def write_no_submission(folder: Path, *, data_digests: dict[str, Any], log: Logger) -> None:
+    """Write a ``lineage.json`` that says why there is no ``submission.csv`` beside it."""
+    reason = (
+        "ingest.no_submission is true: the test images were left out, because their labels may be "
+        "among the training data"
+    )
+    with replacing_folder(folder) as temporary:
+        lineage = {"submission": None, "reason": reason, "data": data_digests}
+        write_json(temporary / paths.LINEAGE.name, lineage)
+    log.warning(f"no submission.csv: {reason}")
 
 
 if __name__ == "__main__":

@@ -171,3 +171,16 @@ def test_earlier_submission_stays_when_the_new_one_fails(version, packed, monkey
         predict.write_submission(paths.SUBMISSION_DIR, submission, version, **chosen)
     verify_folder(paths.SUBMISSION_DIR)
     assert [f.name for f in paths.SUBMISSION_DIR.parent.glob(".submission*")] == []
+
+
+def test_no_submission_says_why_instead_of_a_table(tmp_path, caplog):
+    """Catches an old submission.csv left beside data that may not be submitted."""
+    folder = tmp_path / "submission"
+    folder.mkdir()
+    (folder / "submission.csv").write_text("id,label\n")
+    predict.write_no_submission(folder, data_digests={"train": "x"}, log=LOG)
+    assert set(verify_folder(folder)) == {"lineage.json"}
+    lineage = json.loads((folder / "lineage.json").read_text())
+    assert lineage["submission"] is None
+    assert "ingest.no_submission is true" in lineage["reason"]
+    assert "no submission.csv" in caplog.text

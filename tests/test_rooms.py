@@ -15,8 +15,8 @@ ROOMS = ("data", "model", "evaluation", "tracking", "system")
 STAGES = (
     "sample",
     "ingest",
-    "explore",
     "split",
+    "explore",
     "train",
     "finetune",
     "evaluate",

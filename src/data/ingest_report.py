@@ -34,6 +34,7 @@ def ingest_report(
     return {
         "archive": dict(source),
         "patches": {"train": len(train), "test": n_test},
+        "no_submission": not inventory.submission_order,
         "labels": {name: int((labels == label).sum()) for label, name in enumerate(CLASSES)},
         "slides": _slides(train, inventory),
         "flags": _flags(table),
