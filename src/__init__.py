@@ -24,7 +24,7 @@ Glossary
 --------
 patch             one 96 × 96 px RGB image
 slide             the whole-slide image a patch was cut from
-group             patches that must stay on one side of a split (a slide or its stand-in, near-duplicates)
+group             patches that stay on one side of a split: a slide or its stand-in, duplicates
 split             train / val / holdout; *test* always means Kaggle's unlabelled patches
 label             0 normal, 1 tumour in the centre 32 × 32 px
 logit             the classifier's output before the sigmoid; *probability* after it

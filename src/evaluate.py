@@ -157,13 +157,13 @@ def report_of(
     predictions: "pd.DataFrame", operating_point: "OperatingPoint", params: EvaluateParams
 ) -> "Report":
     """The content of ``metrics.json``."""
-    from src.data.identity import is_slide_disjoint
+    from src.data.identity import split_kind
     from src.evaluation.metrics_report import metrics_report
 
     return metrics_report(
         predictions,
         operating_point,
-        slide_disjoint=is_slide_disjoint(),
+        **split_kind()._asdict(),
         n_resamples=params.n_resamples,
         confidence=params.confidence,
         seed=params.seed,
@@ -245,6 +245,7 @@ def log_to_run(
 
     run_id = ensure_run(paths.FINETUNED_MODEL)
     tags = {name: str(report[name]).lower() for name in ("beats_baseline", "slide_disjoint")}
+    tags["groups_are"] = report["groups_are"]
     add_evaluation(run_id, report, pictures(predictions, operating_point, report), tags)
     log.info(f"added metrics and pictures to MLflow run {run_id}")
 
@@ -268,7 +269,10 @@ def say(report: "Report", log: Logger) -> None:
             f"{n_groups} groups in holdout, fewer than {FEW_GROUPS}: intervals are too narrow"
         )
     if not report["slide_disjoint"]:
-        log.warning("scores are optimistic: the split is not by slide")
+        log.warning(
+            f"scores are optimistic: the split is not by slide, its groups are "
+            f"{report['groups_are']}"
+        )
     log.info(verdict(report))
 
 

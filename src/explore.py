@@ -74,7 +74,7 @@ def _data_tags() -> dict[str, str]:
     split = read_json(paths.SPLIT_REPORT)
     return {
         "content_digest": str(read_json(paths.INGEST_REPORT)["digests"]["train"]),
-        "group_by": str(split["group_by"]),
+        "groups_are": str(split["groups_are"]),
         "slide_disjoint": str(split["slide_disjoint"]).lower(),
     }
 

@@ -34,7 +34,7 @@ def run_phase(
     ``fit_phase`` changes ``model`` in place and returns the content of ``fit.json``. The files are
     written before the run is completed, so a tracking server that fails costs no training.
     """
-    from src.data.identity import dataset_identity, is_slide_disjoint
+    from src.data.identity import dataset_identity, split_kind
     from src.data.labelled import load_split
     from src.evaluation.figures import learning_curves
     from src.evaluation.metrics import auroc
@@ -47,14 +47,14 @@ def run_phase(
 
     train, val = load_split("train"), load_split("val")
     weights = class_weights(train.labels, section.class_weights)
-    slide_disjoint = is_slide_disjoint()
+    split = split_kind()
     initial_sha256 = weights_sha256(model)
     log.info(
         f"{len(train):,} patches, {100 * train.labels.mean():.1f} % tumour; class weights "
         f"normal {weights.normal:.3f}, tumour {weights.tumour:.3f}"
     )
-    if not slide_disjoint:
-        log.warning("the split is not by slide: val scores are optimistic")
+    if not split.slide_disjoint:
+        log.warning(f"val scores are optimistic: groups are {split.groups_are}, not slides")
     record = RunRecord(
         stage=stage,
         params=params.sections("split", "model", stage),
@@ -62,7 +62,8 @@ def run_phase(
         class_weights=weights.as_dict(),
         schedule=section.schedule.model_dump(),
         initial_weights_sha256=initial_sha256,
-        slide_disjoint=slide_disjoint,
+        slide_disjoint=split.slide_disjoint,
+        groups_are=split.groups_are,
         parent_run_id=parent_run_id,
     )
     with training_run(record) as run:

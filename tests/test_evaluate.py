@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from src import evaluate, paths
+from src.data.identity import SplitKind
 from src.data.labelled import LabelledPatches
 from src.evaluation.baseline import N_FEATURES
 from src.evaluation.metrics import auroc
@@ -55,7 +56,7 @@ def workspace(tmp_path, monkeypatch):
     for name in folders:
         monkeypatch.setattr(paths, name, tmp_path / name.lower())
     monkeypatch.setattr(paths, "PREDICTIONS", paths.EVALUATE / "predictions.parquet")
-    monkeypatch.setattr("src.data.identity.is_slide_disjoint", lambda: True)
+    monkeypatch.setattr("src.data.identity.split_kind", lambda: SplitKind(True, "slides"))
     return tmp_path
 
 
@@ -142,13 +143,14 @@ def test_plots_folder_is_complete(predictions, workspace):  # noqa: ARG001
 
 def test_log_names_what_weakens_the_verdict(predictions, workspace, caplog, monkeypatch):  # noqa: ARG001
     """An optimistic score that looks like any other."""
-    monkeypatch.setattr("src.data.identity.is_slide_disjoint", lambda: False)
+    monkeypatch.setattr("src.data.identity.split_kind", lambda: SplitKind(False, "stand-ins"))
     few = predictions.assign(group=predictions["group"].str.replace(r"[2-5]$", "0", regex=True))
     point = evaluate.operating_point_on_val(few, PARAMS)
     log = logging.getLogger("test")
     with caplog.at_level(logging.INFO, logger="test"):
         evaluate.say(evaluate.report_of(few, point, PARAMS), log)
     lines = [record.getMessage() for record in caplog.records]
-    assert "scores are optimistic: the split is not by slide" in lines
+    kind = "the split is not by slide, its groups are stand-ins"
+    assert f"scores are optimistic: {kind}" in lines
     assert "2 groups in holdout, fewer than 5: intervals are too narrow" in lines
     assert lines[-1].startswith("holdout AUROC 0.")

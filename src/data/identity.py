@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from src import paths
 from src.data.labelled import LabelledPatches
@@ -29,9 +29,17 @@ def dataset_identity(train: LabelledPatches, val: LabelledPatches) -> dict[str, 
     }
 
 
-def is_slide_disjoint() -> bool:
-    """Whether the split kept every slide on one side, as ``split.json`` says."""
-    return bool(read_json(paths.SPLIT_REPORT)["slide_disjoint"])
+class SplitKind(NamedTuple):
+    """What the split kept together, as ``split.json`` says; ``groups_are`` is for people."""
+
+    slide_disjoint: bool
+    groups_are: str
+
+
+def split_kind() -> SplitKind:
+    """Whether the split kept every slide on one side, and what its groups are."""
+    report = read_json(paths.SPLIT_REPORT)
+    return SplitKind(bool(report["slide_disjoint"]), str(report["groups_are"]))
 
 
 def _dvc_md5(stage: str, lock: Path = paths.ROOT / "dvc.lock") -> str | None:

@@ -24,6 +24,7 @@ def metrics_report(
     operating_point: OperatingPoint,
     *,
     slide_disjoint: bool,
+    groups_are: str,
     n_resamples: int,
     confidence: float,
     seed: int,
@@ -75,6 +76,7 @@ def metrics_report(
         },
         "beats_baseline": difference.above_zero,
         "slide_disjoint": slide_disjoint,
+        "groups_are": groups_are,
         "operating_point": {
             "threshold": operating_point.threshold,
             "temperature": operating_point.temperature,

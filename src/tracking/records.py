@@ -25,6 +25,7 @@ class RunRecord:
     schedule : of the learning rate; ``name`` and its settings
     initial_weights_sha256 : of the weights training starts from
     slide_disjoint : whether no slide is on two sides of the split
+    groups_are : what the split kept together: slides, or what stands in for them
     parent_run_id : run of the head this fine-tunes; None for ``train``
     origin : commit, state of the tracked files, DVC stage and experiment at the start
     """
@@ -36,6 +37,7 @@ class RunRecord:
     schedule: Mapping[str, Any]
     initial_weights_sha256: str
     slide_disjoint: bool
+    groups_are: str = "unknown"
     parent_run_id: str | None = None
     origin: Mapping[str, str] = field(default_factory=lineage.origin)
 
@@ -76,6 +78,7 @@ def run_tags(record: RunRecord) -> dict[str, str]:
         "stage": record.stage,
         "initial_weights_sha256": record.initial_weights_sha256,
         "slide_disjoint": str(record.slide_disjoint).lower(),
+        "groups_are": record.groups_are,
         **record.origin,
         **{name: str(record.dataset[name]) for name in _DATA_TAGS if name in record.dataset},
     }

@@ -33,7 +33,8 @@ def predictions():
 
 
 def _report(predictions, point=POINT, **changes):
-    settings = {"slide_disjoint": True, "n_resamples": 200, "confidence": 0.95, "seed": 1}
+    settings = {"slide_disjoint": True, "groups_are": "slides", "n_resamples": 200}
+    settings |= {"confidence": 0.95, "seed": 1}
     return metrics_report(predictions, point, **(settings | changes))
 
 
