@@ -11,15 +11,15 @@ ROOT = Path(__file__).resolve().parent.parent
 SAYS = {
     "sample": "generated archive\nin Kaggle's layout",
     "ingest": "decode, check, pack\nuint8 (n, 96, 96, 3)",
-    "explore": "pictures of\nthe data",
     "split": "train / val / holdout\nby whole slides",
+    "explore": "pictures of\nthe data",
     "train": "ResNet50 frozen,\nhead only",
     "finetune": "top residual\nblocks too",
     "evaluate": "intervals, baseline,\nthreshold from val",
     "register": "challenger, and\nchampion by evidence",
     "predict": "submission.csv\nand its lineage",
 }
-LOGS_TO_MLFLOW = ("train", "finetune", "evaluate", "register")
+LOGS_TO_MLFLOW = ("explore", "train", "finetune", "evaluate", "register")
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#555555"
 
 
