@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from src.data.near_duplicates import MAX_DISTANCE
 from src.data.optical_density import optical_density
 from src.data.packed import open_pixels, read_patches
 from src.data.perceptual_hash import orientations, perceptual_hashes
@@ -54,14 +55,18 @@ def _changed(patches: Patches) -> Table:
         "other stain": lambda p: 255 * (p / 255) ** np.array([1.15, 0.9, 1.1]),
     }
     before, known = perceptual_hashes(optical_density(patches))
-    table = Table("the same patch", "median bits", "99 %", "largest", "within 4 bits")
+    table = Table("the same patch", "median bits", "99 %", "largest", f"within {MAX_DISTANCE} bits")
     for name, change in changes.items():
         pixels = np.clip(change(patches), 0, 255).astype(np.uint8)
         after, _ = perceptual_hashes(optical_density(pixels))
         apart = np.bitwise_count(orientations(before)[known] ^ after[known, None]).min(axis=1)
         median, high = np.percentile(apart, [50, 99])
         table.add_row(
-            name, f"{median:.0f}", f"{high:.0f}", str(apart.max()), f"{(apart <= 4).mean():.1%}"
+            name,
+            f"{median:.0f}",
+            f"{high:.0f}",
+            str(apart.max()),
+            f"{(apart <= MAX_DISTANCE).mean():.1%}",
         )
     return table
 

@@ -15,7 +15,7 @@ from src.data.perceptual_hash import orientations
 
 # Of 63 bits. Measured on the 4,786 structured real patches in ``benchmarks.near_duplicates``, whose
 # table stands in docs/grouping.md.
-MAX_DISTANCE = 4
+MAX_DISTANCE = 3
 
 # of the channels' mean and standard deviation; brightness ± 5 % moves them by 0.03
 _MAX_DENSITY_APART = 0.04

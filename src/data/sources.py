@@ -26,7 +26,15 @@ def open_archive(path: Path, *, h5_sha256: Pins | None = None) -> Archive:
     ArchiveError
         Nothing is there, it may not be read, or it fails a check of :class:`Archive`.
     """
-    return SOURCES[_kind_of(path)](path, h5_sha256 or {})
+    try:
+        return SOURCES[_kind_of(path)](path, h5_sha256 or {})
+    except FileNotFoundError as error:
+        raise ArchiveError(
+            f"archive not found: {path}; set ingest.archive in params.yaml to the Kaggle zip "
+            "or the folder it unpacks to"
+        ) from error
+    except PermissionError as error:
+        raise permission_denied(error.filename or path) from error
 
 
 def open_archives(
@@ -54,17 +62,9 @@ def open_archives(
 
 
 def _kind_of(path: Path) -> str:
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            return PcamArchive.kind if holds_pcam_files(path) else FolderArchive.kind
-        if stat.S_ISREG(mode):
-            return ZipArchive.kind
-    except FileNotFoundError as error:
-        raise ArchiveError(
-            f"archive not found: {path}; set ingest.archive in params.yaml to the Kaggle zip "
-            "or the folder it unpacks to"
-        ) from error
-    except PermissionError as error:
-        raise permission_denied(error.filename or path) from error
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        return PcamArchive.kind if holds_pcam_files(path) else FolderArchive.kind
+    if stat.S_ISREG(mode):
+        return ZipArchive.kind
     raise ArchiveError(f"not a regular file: {path}; set ingest.archive to a zip or a folder")

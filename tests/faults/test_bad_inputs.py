@@ -387,7 +387,7 @@ def test_train_image_is_quarantined(project: Project, data: bytes, core: str) ->
         write_zip(project.root / "archive.zip", tiny_files() | {TRAIN_IMAGE: data})
     )
     assert ONE not in patches.index
-    pixels = open_pixels("train", project.ingested, verify=True)
+    pixels = open_pixels("train", project.ingested)
     assert pixels.shape == (5, 96, 96, 3)
     for n in range(2, 7):
         np.testing.assert_array_equal(pixels[patches.loc[patch_id(n), "row"]], pixels_of(n))
@@ -408,7 +408,7 @@ def test_test_image_is_quarantined_and_keeps_its_submission_row(
     bad = patches.loc[patch_id(101)]
     assert (bad["row"], bad["flags"], bad["submission_order"]) == (-1, "quarantined", 2)
     assert pd.isna(bad["sha256"])
-    pixels = open_pixels("test", project.ingested, verify=True)
+    pixels = open_pixels("test", project.ingested)
     np.testing.assert_array_equal(pixels[patches.loc[patch_id(102), "row"]], pixels_of(102))
     assert len(pixels) == 2
     (entry,) = read_json(project.ingested / "report.json")["quarantined"]
@@ -459,7 +459,7 @@ def test_row_30_bit_flipped_after_ingest(project: Project) -> None:
         file.seek(5_000)
         file.write(bytes([byte ^ 1]))
     with pytest.raises(SystemExit) as exit_:
-        run(lambda: open_pixels("train", project.ingested, verify=True) and None)
+        run(lambda: open_pixels("train", project.ingested) and None)
     assert "sha256 mismatch" in exit_.value.code
     assert len(exit_.value.code.splitlines()) == 1
 
