@@ -5,10 +5,18 @@ that a stage reads stands in that stage's ``params`` in ``dvc.yaml`` (a test hol
 ``runtime``, which can't change a result.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    model_validator,
+)
 
 from src import paths
 from src.system.errors import ProjectError
@@ -42,13 +50,14 @@ class SampleParams(_Section):
         return self
 
 
-Extra = Annotated[
-    str,
-    Field(
-        pattern=r"^data/extra/[^/].*$",
-        description="below data/extra, the folder that DVC watches beside the archive",
-    ),
-]
+def _below_extra(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if parts[:2] != ("data", "extra") or len(parts) < 3 or ".." in parts:
+        raise ValueError(f"must lie below data/extra, the folder that DVC watches (got {path!r})")
+    return path
+
+
+Extra = Annotated[str, AfterValidator(_below_extra)]
 
 
 class IngestParams(_Section):

@@ -43,7 +43,8 @@ def _run(root: Path, *command: str, check: bool = True) -> subprocess.CompletedP
 def project(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("pipeline") / "project"
     root.mkdir()
-    for name in ("src", "presets", "mlruns/.gitkeep", "dvc.yaml", ".dvc/config", ".gitignore"):
+    copied = ("src", "presets", "data/extra/README.md", "mlruns/.gitkeep", "dvc.yaml")
+    for name in (*copied, ".dvc/config", ".gitignore"):
         target = root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         source = paths.ROOT / name
@@ -91,7 +92,7 @@ def test_nothing_runs_twice(project):
     again = _run(project, "dvc", "repro")
     assert "Running stage" not in again.stdout
     assert "up to date" in again.stdout
-    assert len(client.search_runs(experiments)) == before == 2
+    assert len(client.search_runs(experiments)) == before == 3
 
 
 def test_metrics_json_is_what_the_run_holds(project):
