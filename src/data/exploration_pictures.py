@@ -28,7 +28,6 @@ _DUPLICATE_SETS_SHOWN = 12
 
 def draw_pictures(packed: Packed, findings: Findings, params: ExploreParams) -> dict[str, Figure]:
     """Every picture by its file name; those of slides and duplicates only where there are any."""
-
     survey, labels = findings.survey, packed.labels
     rng = np.random.default_rng(params.seed)
     slides = packed.train["slide"] if packed.train["slide"].notna().any() else None
@@ -58,7 +57,6 @@ def draw_pictures(packed: Packed, findings: Findings, params: ExploreParams) -> 
 
 
 def _stain_scatter(packed: Packed, findings: Findings, rng: np.random.Generator) -> Figure:
-
     tissue = findings.tissue
     units, unit = packed.train["slide"].iloc[tissue], "slide"
     if packed.split_report["group_by"] == "stain":
@@ -73,14 +71,12 @@ def _stain_scatter(packed: Packed, findings: Findings, rng: np.random.Generator)
 
 
 def _samples(packed: Packed, label: int, n: int, rng: np.random.Generator) -> Figure:
-
     of_label = np.flatnonzero(packed.labels == label)
     drawn = np.sort(rng.permutation(of_label)[:n])
     return sample_grid(packed.train_pixels[drawn], label=label, n_of_label=len(of_label))
 
 
 def _blank_gallery(packed: Packed, survey: PixelSurvey) -> Figure:
-
     white = has_flag(packed.train["flags"], BLANK_WHITE)
     black = has_flag(packed.train["flags"], BLANK_BLACK)
     k = min(_GALLERY_PATCHES, len(white)) // 2
@@ -100,7 +96,6 @@ def _blank_gallery(packed: Packed, survey: PixelSurvey) -> Figure:
 
 
 def _blur_gallery(packed: Packed, survey: PixelSurvey) -> Figure:
-
     blank = exploration.has_flag(packed.train["flags"], "blank_")
     blurriest = np.lexsort((survey.sharpness, blank))[:_GALLERY_PATCHES]
     percent_of_median = 100 * survey.sharpness / max(float(np.median(survey.sharpness)), 1e-9)
@@ -114,7 +109,6 @@ def _blur_gallery(packed: Packed, survey: PixelSurvey) -> Figure:
 
 
 def _duplicate_gallery(packed: Packed, sets: list[pd.DataFrame]) -> Figure:
-
     pixels = {"train": packed.train_pixels, "test": packed.test_pixels}
     firsts = [rows.iloc[0] for rows in sets[:_DUPLICATE_SETS_SHOWN]]
     return duplicate_gallery(
@@ -125,7 +119,6 @@ def _duplicate_gallery(packed: Packed, sets: list[pd.DataFrame]) -> Figure:
 
 
 def _near_gallery(packed: Packed, sets: list[pd.DataFrame]) -> Figure:
-
     pixels = {"train": packed.train_pixels, "test": packed.test_pixels}
     shown = [row for rows in sets[:_DUPLICATE_SETS_SHOWN] for _, row in rows.iloc[:2].iterrows()]
     counts = count_duplicates(sets)

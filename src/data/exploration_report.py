@@ -69,6 +69,7 @@ def _report_stain(packed: Packed, findings: Findings) -> dict[str, Any]:
 
 
 def count_duplicates(sets: list[pd.DataFrame]) -> dict[str, int]:
+    """Sets, sets with both labels, and sets with patches in train and in test."""
     return {
         "n_sets": len(sets),
         "n_conflicts": sum(len(rows["label"].dropna().unique()) > 1 for rows in sets),

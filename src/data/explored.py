@@ -81,7 +81,6 @@ def open_packed(ingest: Path, split: Path) -> Packed:
     ExploreError
         The pixels and the table don't have the same patches, or a class is missing.
     """
-
     patches = read_patches(ingest)
     # quarantined test patches have no pixels, and row -1
     patches = patches[patches["row"] >= 0].sort_values("row")
@@ -120,7 +119,6 @@ def open_packed(ingest: Path, split: Path) -> Packed:
 
 def survey_packed(packed: Packed, log: Logger) -> Findings:
     """Pass once over all pixels."""
-
     n = len(packed.train) + len(packed.test)
     with progress("surveyed", n, "patches", log) as advance:
         survey = exploration.survey_pixels(packed.train_pixels, packed.labels, advance=advance)
