@@ -4,21 +4,26 @@ Rooms
 -----
 Stages, in pipeline order, each ``python -m src.<stage>``, a stage of ``dvc.yaml`` and a section of
 ``params.yaml``: ``sample ingest split explore train finetune evaluate register predict``.
+Commands beside the pipeline: ``promote`` (who is champion), ``trace`` (where a submission comes
+from), ``submit`` (to Kaggle). What several of them share stands beside them: ``training``,
+``deciding``, ``explanation``.
 
 ==============  ==============================================================================
 ``data``        what a patch is: archives, TIFF decoding, checks, grouping, splitting, store
-``model``       the classifier: ResNet50, preprocessing inside; freezing, training, schedules
+``model``       the classifier: ResNet50, preprocessing inside; frozen trunk computed once,
+                training loop, exact resume, schedules, devices
 ``evaluation``  what a score means: metrics, intervals, calibration, operating point, figures
 ``tracking``    what happened: MLflow runs, registry, lineage. The only room that imports mlflow
 ``system``      durable writes, locks, determinism, logging, progress, errors
+``tuning``      of the command ``tune``: space, study, trials, worker processes, reports
 ==============  ==============================================================================
 
 Import rule
 -----------
 Stages may import every room; ``data``, ``model``, ``evaluation`` and ``tracking`` may import
-``system``, ``src.params`` and ``src.paths``; ``model`` may import ``data``; nothing imports a
-stage. TensorFlow and MLflow are imported only where used, never while ``--help`` is printed.
-``tests/test_rooms.py`` holds this.
+``system``, ``src.params`` and ``src.paths``; ``model`` may import ``data``; ``tuning`` may import
+every room and no room imports it; nothing imports a stage. TensorFlow and MLflow are imported only
+where used, never while ``--help`` is printed. ``tests/test_rooms.py`` holds this.
 
 Glossary
 --------

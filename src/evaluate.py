@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src import paths
+from src.explanation import write_gallery
 from src.params import EvaluateParams, Params, load_params
 from src.system.cli import run
-from src.system.durable import read_json, replacing_folder, write_json
+from src.system.durable import read_json, replacing_folder, write_bytes, write_json
 from src.system.log import configure, get_logger
 
 if TYPE_CHECKING:
@@ -37,8 +38,16 @@ def main() -> None:
     operating_point = operating_point_on_val(predictions, params.evaluate)
     report = report_of(predictions, operating_point, params.evaluate)
     write_json(paths.METRICS, report)
-    write_plots(predictions, operating_point, report)
+    write_plots(predictions, operating_point, report, params.evaluate)
+    write_gallery(
+        model,
+        _rows(predictions, "holdout"),
+        threshold=operating_point.threshold,
+        seed=params.evaluate.seed,
+        log=log,
+    )
     write_final(model, operating_point)
+    write_report(params.evaluate, log)
     log_to_run(predictions, operating_point, report, log)
     say(report, log)
 
@@ -56,28 +65,38 @@ def load_model(params: Params) -> "keras.Model":
 
 
 def predict(model: "keras.Model", params: Params, log: Logger) -> "pd.DataFrame":
-    """What model and baseline say of each val and holdout patch, with a temperature from val.
-
-    One row a patch: id, split, group, label, logit, probability, baseline_probability.
-    """
+    """The table of ``src.evaluation.predictions``, with a temperature from val."""
     from src.data.labelled import load_split
-    from src.model.inference import predict_logits
+    from src.data.packed import read_patches
 
     train, val, holdout = load_split("train"), load_split("val"), load_split("holdout")
-    logits = [
-        predict_logits(
-            model,
-            split.pixels,
-            split.rows,
-            batch_size=params.runtime.inference_batch_size,
-            log=log,
-            task=f"{split.split}: scored",
-        )
-        for split in (val, holdout)
-    ]
+    logits = [_view_logits(model, split, params, log) for split in (val, holdout)]
     histograms = [_histograms(split, log) for split in (train, val, holdout)]
-    log.info(f"scored {len(val):,} val and {len(holdout):,} holdout patches")
-    return predictions_of(train, (val, holdout), logits=logits, histograms=histograms)
+    log.info(
+        f"scored {len(val):,} val and {len(holdout):,} holdout patches in {len(logits[0])} "
+        f"view{'s' if len(logits[0]) > 1 else ''}"
+    )
+    predictions = predictions_of(train, (val, holdout), logits=logits, histograms=histograms)
+    return with_origins(predictions, read_patches(paths.INGEST), seed=params.evaluate.seed)
+
+
+def _view_logits(
+    model: "keras.Model", split: "LabelledPatches", params: Params, log: Logger
+) -> NDArray[np.float64]:
+    """(views, n) logits; one view without ``evaluate.tta``."""
+    from src.model.inference import predict_logits
+    from src.model.tta import predict_view_logits
+
+    score = predict_view_logits if params.evaluate.tta else predict_logits
+    logits = score(
+        model,
+        split.pixels,
+        split.rows,
+        batch_size=params.runtime.inference_batch_size,
+        log=log,
+        task=f"{split.split}: scored",
+    )
+    return np.atleast_2d(logits)
 
 
 def predictions_of(
@@ -87,18 +106,21 @@ def predictions_of(
     logits: list[NDArray[np.float64]],
     histograms: list[NDArray[np.float32]],
 ) -> "pd.DataFrame":
-    """The table of :func:`predict` from what was computed of the pixels.
+    """The table of :func:`predict` from what was computed of the pixels, without origins.
 
-    ``scored_splits`` are val and holdout; ``logits`` belong to them, ``histograms`` to train, val
-    and holdout. The temperature is fitted on val, the baseline on train.
+    ``scored_splits`` are val and holdout; ``logits`` belong to them, (views, n) each, and
+    ``histograms`` to train, val and holdout. The temperature is fitted on val, the baseline on
+    train.
     """
     import pandas as pd
 
     from src.evaluation.baseline import baseline_probability, fit_baseline
     from src.evaluation.calibration import fit_temperature, probability
+    from src.evaluation.predictions import ONE_VIEW
 
     baseline = fit_baseline(histograms[0], train.labels)
-    temperature = fit_temperature(scored_splits[0].labels, logits[0])
+    means = [split_logits.mean(axis=0) for split_logits in logits]
+    temperature = fit_temperature(scored_splits[0].labels, means[0])
     tables = [
         pd.DataFrame(
             {
@@ -106,16 +128,28 @@ def predictions_of(
                 "split": split.split,
                 "group": split.groups,
                 "label": split.labels.astype(np.int8),
-                "logit": split_logits,
-                "probability": probability(split_logits, temperature=temperature),
+                "logit": mean,
+                **({ONE_VIEW: split_logits[0]} if len(split_logits) > 1 else {}),
+                "probability": probability(mean, temperature=temperature),
                 "baseline_probability": baseline_probability(baseline, split_histograms),
             }
         )
-        for split, split_logits, split_histograms in zip(
-            scored_splits, logits, histograms[1:], strict=True
+        for split, split_logits, mean, split_histograms in zip(
+            scored_splits, logits, means, histograms[1:], strict=True
         )
     ]
     return pd.concat(tables, ignore_index=True)
+
+
+def with_origins(
+    predictions: "pd.DataFrame", patches: "pd.DataFrame", *, seed: int
+) -> "pd.DataFrame":
+    """``predictions`` with the slide and the stain of each patch, from ``patches.parquet``."""
+    from src.data.stain_names import stain_names
+
+    labelled = patches[patches["subset"] == "train"]
+    origins = labelled[["id", "slide"]].assign(stain=stain_names(labelled, seed=seed))
+    return predictions.merge(origins, on="id", how="left", validate="one_to_one")
 
 
 def _histograms(patches: "LabelledPatches", log: Logger) -> NDArray[np.float32]:
@@ -145,11 +179,12 @@ def operating_point_on_val(predictions: "pd.DataFrame", params: EvaluateParams) 
     from src.evaluation.operating_point import OperatingPoint, choose_threshold
 
     val = _rows(predictions, "val")
-    rule = params.operating_point.model_dump()
+    rule = params.operating_point.as_rule()
     return OperatingPoint(
         rule=rule,
         threshold=choose_threshold(rule, val["label"], val["probability"]),
         temperature=fit_temperature(val["label"], val["logit"]),
+        tta=params.tta,
     )
 
 
@@ -159,10 +194,15 @@ def report_of(
     """The content of ``metrics.json``."""
     from src.data.identity import split_kind
     from src.evaluation.metrics_report import metrics_report
+    from src.evaluation.operating_point import choose_threshold
 
+    val = _rows(predictions, "val")
     return metrics_report(
         predictions,
         operating_point,
+        baseline_threshold=choose_threshold(
+            operating_point.rule, val["label"], val["baseline_probability"]
+        ),
         **split_kind()._asdict(),
         n_resamples=params.n_resamples,
         confidence=params.confidence,
@@ -171,15 +211,26 @@ def report_of(
 
 
 def write_plots(
-    predictions: "pd.DataFrame", operating_point: "OperatingPoint", report: "Report"
+    predictions: "pd.DataFrame",
+    operating_point: "OperatingPoint",
+    report: "Report",
+    params: EvaluateParams,
 ) -> None:
-    """Write ``reports/plots``: a CSV for each plot of ``dvc plots``, and the pictures."""
+    """Write ``reports/plots``: ``groups.csv``, a CSV for each plot of ``dvc plots``, pictures."""
     from src.evaluation.figures import learning_curves
+    from src.evaluation.groups import group_table
     from src.evaluation.plots import plot_tables
 
     fits = [read_json(folder / "fit.json") for folder in (paths.HEAD_MODEL, paths.FINETUNED_MODEL)]
     holdout = _rows(predictions, "holdout")
     tables = plot_tables(holdout, fits, threshold=operating_point.threshold)
+    tables["groups"] = group_table(
+        holdout,
+        threshold=operating_point.threshold,
+        n_resamples=params.n_resamples,
+        confidence=params.confidence,
+        seed=params.seed,
+    )
     figures = pictures(predictions, operating_point, report)
     figures["learning_curves"] = learning_curves(*fits)
     with replacing_folder(paths.PLOTS) as folder:
@@ -223,15 +274,31 @@ def pictures(
 def write_final(model: "keras.Model", operating_point: "OperatingPoint") -> None:
     """Write ``models/final``: the calibrated classifier, how to decide, what it was trained on."""
     from src.data.labelled import load_split
-    from src.model.final import probability_classifier
+    from src.model.final import CONTRACT, CONTRACT_FILE, probability_classifier
     from src.model.inference import MODEL_FILE
+    from src.model.tta import averaged_over_views
 
     training_ids = sorted(load_split("train").ids.tolist())
+    if operating_point.tta:
+        model = averaged_over_views(model)
     calibrated = probability_classifier(model, temperature=operating_point.temperature)
     with replacing_folder(paths.FINAL_MODEL) as folder:
         calibrated.save(folder / MODEL_FILE)
         write_json(folder / "operating_point.json", operating_point.as_json())
+        write_json(folder / CONTRACT_FILE, CONTRACT)
         (folder / "training_ids.txt").write_text("\n".join(training_ids) + "\n", encoding="utf-8")
+
+
+def write_report(params: EvaluateParams, log: Logger) -> None:
+    """Write ``reports/index.html`` and ``reports/model_card.md`` from what the stages wrote."""
+    from src.evaluation.report import render_model_card, render_report
+    from src.evaluation.report_files import read_sources
+
+    sources = read_sources()
+    page = render_report(sources, n_resamples=params.n_resamples, seed=params.seed)
+    write_bytes(paths.REPORT, page.encode())
+    write_bytes(paths.MODEL_CARD, render_model_card(sources).encode())
+    log.info(f"report: {paths.REPORT.relative_to(paths.ROOT)}, {len(page) / 1e6:.1f} MB, offline")
 
 
 def log_to_run(
@@ -240,14 +307,16 @@ def log_to_run(
     report: "Report",
     log: Logger,
 ) -> None:
-    """Add the report and its pictures to the MLflow run that fine-tuned the model."""
+    """Add metrics, pictures, page and card to the MLflow run that fine-tuned the model."""
+    from src.tracking.run_files import add_files
     from src.tracking.runs import add_evaluation, ensure_run
 
     run_id = ensure_run(paths.FINETUNED_MODEL)
     tags = {name: str(report[name]).lower() for name in ("beats_baseline", "slide_disjoint")}
     tags["groups_are"] = report["groups_are"]
     add_evaluation(run_id, report, pictures(predictions, operating_point, report), tags)
-    log.info(f"added metrics and pictures to MLflow run {run_id}")
+    add_files(run_id, (paths.REPORT, paths.MODEL_CARD), "report")
+    log.info(f"added metrics, pictures and report to MLflow run {run_id}")
 
 
 def say(report: "Report", log: Logger) -> None:

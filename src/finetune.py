@@ -1,5 +1,9 @@
 """Stage ``finetune``: the top residual blocks as well as the head."""
 
+from typing import Annotated
+
+import typer
+
 from src import paths
 from src.params import Params, load_params
 from src.system.cli import run
@@ -7,21 +11,28 @@ from src.system.durable import read_json
 from src.system.log import configure, get_logger
 
 
-def main() -> None:
+def main(
+    *,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget what an earlier run left.")
+    ] = False,
+) -> None:
     """Fine-tune the top finetune.depth residual blocks: writes models/finetuned and one MLflow run.
 
     Starts from models/head; depth, BatchNorm mode, rate, schedule and class weights come from the
-    section finetune of params.yaml.
+    section finetune of params.yaml. A run that was killed goes on where it was, with the same
+    result; a finished one isn't repeated.
     """
     params = load_params()
     configure(params.runtime.verbosity)
-    finetune_stage(params)
+    finetune_stage(params, fresh=fresh)
 
 
-def finetune_stage(params: Params) -> None:
+def finetune_stage(params: Params, *, fresh: bool) -> None:
     """Start from the trained head, fit the top blocks, save and log."""
     from src.model.inference import load_classifier
     from src.model.phases import finetune_top
+    from src.model.replicas import device_scope
     from src.model.saving import RUN_FILE
     from src.system.determinism import start_tensorflow
     from src.training import run_phase
@@ -30,19 +41,23 @@ def finetune_stage(params: Params) -> None:
         seed=params.finetune.seed,
         threads=params.runtime.threads,
         quiet=params.runtime.quiet_tensorflow,
+        device=params.runtime.device,
+        deterministic=params.runtime.deterministic,
     )
-    model = load_classifier(paths.HEAD_MODEL)
-    run_phase(
-        stage="finetune",
-        model=model,
-        fit_phase=lambda setting: finetune_top(model, params.finetune, setting),
-        folder=paths.FINETUNED_MODEL,
-        params=params,
-        section=params.finetune,
-        environment=environment,
-        parent_run_id=str(read_json(paths.HEAD_MODEL / RUN_FILE)["run_id"]),
-        log=get_logger("finetune"),
-    )
+    with device_scope(int(environment["gpus"])):
+        model = load_classifier(paths.HEAD_MODEL)
+        run_phase(
+            stage="finetune",
+            classifier=model,
+            fit_phase=lambda setting: finetune_top(model, params.finetune, setting),
+            folder=paths.FINETUNED_MODEL,
+            params=params,
+            section=params.finetune,
+            environment=environment,
+            parent_run_id=str(read_json(paths.HEAD_MODEL / RUN_FILE)["run_id"]),
+            fresh=fresh,
+            log=get_logger("finetune"),
+        )
 
 
 if __name__ == "__main__":

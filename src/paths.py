@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 PARAMS = ROOT / "params.yaml"
 CACHE = ROOT / ".cache"
+CHECKPOINTS = CACHE / "checkpoints"
+ACTIVATIONS = CACHE / "activations"
 
 SAMPLE_ARCHIVE = ROOT / "data" / "source" / "sample.zip"
 
@@ -33,6 +35,9 @@ EVALUATE = ROOT / "reports" / "evaluate"
 PREDICTIONS = EVALUATE / "predictions.parquet"
 METRICS = ROOT / "reports" / "metrics.json"
 PLOTS = ROOT / "reports" / "plots"
+GALLERY = ROOT / "reports" / "gallery"
+REPORT = ROOT / "reports" / "index.html"
+MODEL_CARD = ROOT / "reports" / "model_card.md"
 
 REGISTRATION = ROOT / "reports" / "registration.json"
 
@@ -40,7 +45,14 @@ SUBMISSION_DIR = ROOT / "submission"
 SUBMISSION = SUBMISSION_DIR / "submission.csv"
 LINEAGE = SUBMISSION_DIR / "lineage.json"
 
+TUNE_REPORT = ROOT / "reports" / "tune"
+TUNE_HEADS = CACHE / "tune" / "heads"
+TUNE_BEST = CACHE / "tune" / "best"
+TUNE_LOCKS = CACHE / "tune" / "locks"
+
 TRACKING_ROOT = Path(os.environ.get("DVC_ROOT") or ROOT).resolve()
 MLFLOW_DB = TRACKING_ROOT / "mlflow.db"
+TUNE_DB = TRACKING_ROOT / "tune.db"
 MLFLOW_ARTIFACTS = TRACKING_ROOT / "mlruns"
+PROMOTIONS = MLFLOW_ARTIFACTS / "promotions"
 TRACKING_LOCK = TRACKING_ROOT / ".cache" / "mlflow.lock"

@@ -1,28 +1,29 @@
-"""Predict the unlabelled patches with the registered version that ``register`` named."""
+"""Predict with the registered version that was chosen: the stage, or any patches you have.
+
+Without options, the stage: the unlabelled patches, with the version that ``register`` named. With
+``--input`` and ``--output``: the patches there, with the champion.
+"""
 
 from dataclasses import dataclass
 from logging import Logger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
 from src import paths
 from src.params import Params, load_params
+from src.prediction import PredictionError, predict_input
 from src.system.cli import run
 from src.system.durable import read_json, replacing_folder, write_json
-from src.system.errors import ProjectError
 from src.system.log import configure, get_logger
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from src.tracking.registry import VersionFiles
-
-
-class PredictionError(ProjectError):
-    """The submission can't be made, or would not be what Kaggle expects."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,42 @@ class Submission:
     prevalence: float
 
 
-def main() -> None:
-    """Predict the test patches with the champion and write submission.csv and lineage.json."""
+def main(
+    input_: Annotated[
+        Path | None,
+        typer.Option("--input", help="a folder, a zip, a csv list of files, or a .npy of patches"),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="the csv to write")] = None,
+    *,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="leave unreadable patches empty, don't refuse")
+    ] = False,
+) -> None:
+    """Predict the test patches and write submission.csv; or those of --input, into --output."""
     params = load_params()
     configure(params.runtime.verbosity)
     log = get_logger("predict")
+    if input_ is None and output is None and not skip_bad:
+        predict_test(params, log)
+        return
+    if input_ is None or output is None:
+        raise PredictionError("--input and --output go together; give both, or none for the stage")
+    predict_input(input_, output, params, skip_bad=skip_bad, log=log)
+
+
+def predict_test(params: Params, log: Logger) -> None:
+    """The stage: predict the test patches, write submission.csv and lineage.json."""
+    from src.scoring import start
+    from src.tracking.registry import verify_version
+
     registration = read_json(paths.REGISTRATION)
     ingested = read_json(paths.INGEST_REPORT)
     if ingested["no_submission"]:
         write_no_submission(paths.SUBMISSION_DIR, data_digests=ingested["digests"], log=log)
         return
-    start(params)
+    # before TensorFlow, which takes ten seconds to start: a deleted registry is noticed at once
+    verify_version(registration["name"], int(registration["predict_with"]["version"]))
+    start(params.runtime)
     version = load_chosen(registration, unpromoted=params.predict.unpromoted, log=log)
     submission = predict(version, batch_size=params.runtime.inference_batch_size, log=log)
     write_submission(
@@ -66,15 +92,6 @@ def main() -> None:
     )
 
 
-def start(params: Params) -> None:
-    """Start TensorFlow as ``evaluate`` does, so that probabilities agree."""
-    from src.system.determinism import start_tensorflow
-
-    runtime = params.runtime
-    # nothing random happens here: any seed will do
-    start_tensorflow(seed=0, threads=runtime.threads, quiet=runtime.quiet_tensorflow)
-
-
 def load_chosen(registration: dict[str, Any], *, unpromoted: str, log: Logger) -> "VersionFiles":
     """Load the version that ``registration.json`` names, verified.
 
@@ -82,7 +99,10 @@ def load_chosen(registration: dict[str, Any], *, unpromoted: str, log: Logger) -
     ------
     PredictionError
         It is unpromoted, and ``predict.unpromoted`` says ``refuse``.
+    ContractError
+        It expects other input than this code gives.
     """
+    from src.model.final import check_contract
     from src.tracking.registry import load_version
 
     name, chosen = registration["name"], registration["predict_with"]
@@ -95,6 +115,7 @@ def load_chosen(registration: dict[str, Any], *, unpromoted: str, log: Logger) -
             )
         log.warning(f"no champion stands: predicting with version {chosen['version']}, unpromoted")
     version = load_version(name, int(chosen["version"]))
+    check_contract(version.contract, version.model)
     log.info(f"{name} version {version.version} ({chosen['role']}): files verified and loaded")
     return version
 

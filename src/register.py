@@ -2,11 +2,10 @@
 
 Which version makes the submission (``predict_with`` in ``registration.json``):
 
-- the champion's, when the challenger was just promoted or doesn't score above the champion on this
-  archive's holdout, or when the two can't be compared;
-- the challenger's, marked ``unpromoted``, when no champion stands: there never was one, its files
-  don't verify, or it scores below a challenger that itself failed the gate (a champion of another
-  archive, say).
+- the champion's, wherever one stands, with one exception: a champion that no person chose and that
+  is surely below a challenger which itself failed the gate (a champion of another archive, say);
+- the challenger's in that case and where no champion stands (there never was one, or its files
+  don't verify), marked ``unpromoted``.
 """
 
 from dataclasses import asdict, dataclass
@@ -18,123 +17,189 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src import paths
-from src.params import EvaluateParams, Params, load_params
+from src.deciding import (
+    Champion,
+    Comparison,
+    compare,
+    decision_tags,
+    evidence_document,
+    final_weights_sha256,
+    groups_by_class,
+    read_holdout,
+    reload_error,
+    rows_of,
+    score,
+    standing_champion,
+    start,
+)
+from src.params import Params, load_params
 from src.system.cli import run
-from src.system.durable import read_json, verify_folder, write_json
-from src.system.errors import ProjectError
+from src.system.durable import read_json, sha256_file, verify_folder, write_json
 from src.system.log import configure, get_logger
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from src.data.labelled import LabelledPatches
     from src.evaluation.intervals import Difference
-    from src.tracking.registry import VersionFiles
-
-_N_RELOAD_PATCHES = 16
-_RELOAD_TOLERANCE = 1e-4  # in probability; float32 on other batch sizes stays well below
+    from src.evaluation.promotion import Decision
+    from src.tracking.aliases import AliasChanges
 
 
 @dataclass(frozen=True)
 class Challenger:
-    """The version just registered, and how it does on holdout."""
+    """The version just registered, and how it does on holdout.
+
+    ``reload_error`` and ``golden_error``: see ``src.evaluation.promotion.Evidence``. ``rejected``
+    is why a person rejected it before, None where nobody did.
+    """
 
     version: int
     run_id: str
     auroc: float
     baseline_auroc: float
     to_baseline: "Difference"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Challenger and champion on the holdout patches that the champion was not trained on.
-
-    The AUROCs and their difference, challenger minus champion, are None where they can't be had;
-    ``impossible`` says why then.
-    """
-
-    version: int
-    n_patches: int
-    n_excluded: int
-    auroc: float | None = None
-    challenger_auroc: float | None = None
-    difference: "Difference | None" = None
-    impossible: str | None = None
+    reload_error: float = 0.0
+    golden_error: float = 0.0
+    rejected: str | None = None
 
 
 def main() -> None:
     """Register models/final in MLflow, decide whether it becomes champion, and say why."""
+    from src.tracking.aliases import alias_changes
+
     params = load_params()
     configure(params.runtime.verbosity)
     log = get_logger("register")
     start(params)
-    holdout = read_holdout(paths.PREDICTIONS)
-    challenger = register_challenger(params, holdout, log)
-    comparison, not_standing = compare_with_champion(params, holdout, log)
-    registration = registration_of(
-        challenger,
-        comparison,
-        name=params.register_.name,
-        margin=params.register_.margin,
-        not_standing=not_standing,
-    )
-    move_aliases(registration)
-    write_json(paths.REGISTRATION, registration)
+    # two at once would decide on the same champion, and the later alias would win unseen
+    with alias_changes(params.register_.name) as changes:
+        registration = decide(params, changes, log)
     report(registration, log)
 
 
-def start(params: Params) -> None:
-    """Start TensorFlow as ``evaluate`` does, so that probabilities agree."""
-    from src.system.determinism import start_tensorflow
-
-    runtime = params.runtime
-    start_tensorflow(
-        seed=params.evaluate.seed, threads=runtime.threads, quiet=runtime.quiet_tensorflow
+def decide(params: Params, changes: "AliasChanges", log: Logger) -> dict[str, Any]:
+    """Register the challenger, judge it beside the champion, move aliases, write the decision."""
+    holdout = read_holdout(paths.PREDICTIONS)
+    challenger = register_challenger(params, holdout, changes, log)
+    champion = standing_champion(params.register_.name, log)
+    comparison = compare_with_champion(champion, challenger, params, holdout, log)
+    decision = judge(challenger, champion, comparison, params, groups_by_class(holdout))
+    registration = registration_of(
+        challenger,
+        champion,
+        comparison,
+        decision,
+        name=params.register_.name,
+        is_chosen=is_chosen_by_a_person(params.register_.name),
     )
+    record(registration, challenger, champion, comparison, decision, changes)
+    write_json(paths.REGISTRATION, registration)
+    return registration
 
 
-def read_holdout(predictions: Path) -> "pd.DataFrame":
-    """Holdout rows of the verified ``predictions.parquet``: id, group, label, probability."""
-    import pandas as pd
+def register_challenger(
+    params: Params, holdout: "pd.DataFrame", changes: "AliasChanges", log: Logger
+) -> Challenger:
+    """Register ``models/final`` with its evidence, check that it reloads; alias ``challenger``.
 
-    verify_folder(predictions.parent)
-    table = pd.read_parquet(predictions)
-    holdout = table[table["split"] == "holdout"].reset_index(drop=True)
-    if holdout.empty:
-        raise ProjectError(f"no holdout patches in {predictions}; run: dvc repro evaluate")
-    return holdout
-
-
-def register_challenger(params: Params, holdout: "pd.DataFrame", log: Logger) -> Challenger:
-    """Register ``models/final`` with its evidence, check that it reloads; alias ``challenger``."""
-    from src.tracking.registry import CHALLENGER, load_version, register_version, set_alias
+    Raises
+    ------
+    VerificationError
+        Loaded from the registry it isn't the model that was evaluated; it gets no alias.
+    """
+    from src.tracking.golden import golden_error
+    from src.tracking.registry import CHALLENGER, aliases, load_version, register_version
 
     name, metrics = params.register_.name, read_json(paths.METRICS)
     run_id = run_with_metrics(paths.FINETUNED_MODEL, metrics)
     evidence = evidence_of(metrics, run_id)
-    version = register_version(paths.FINAL_MODEL, name=name, run_id=run_id, evidence=evidence)
-    check_reload(load_version(name, version), holdout, params.runtime.inference_batch_size, log)
-    set_alias(name, CHALLENGER, version)
-    return Challenger(
-        version,
+    number = register_version(
+        paths.FINAL_MODEL,
+        name=name,
+        run_id=run_id,
+        evidence=evidence,
+        golden_patches=golden_patches(holdout),
+    )
+    version = load_version(name, number)
+    challenger = Challenger(
+        number,
         run_id,
         auroc=evidence["auroc"],
         baseline_auroc=evidence["baseline_auroc"],
         to_baseline=_to_baseline(metrics),
+        reload_error=reload_error(version, holdout, params.runtime.inference_batch_size, log),
+        golden_error=golden_error(version.model, version.golden) if version.golden else np.nan,
+        rejected=version.tags.get("rejected"),
     )
+    check_integrity(name, challenger)
+    changes.move(
+        CHALLENGER,
+        number,
+        expected=aliases(name).get(CHALLENGER),
+        action="register",
+        why="the newest version",
+    )
+    return challenger
+
+
+def golden_patches(holdout: "pd.DataFrame") -> NDArray[np.uint8]:
+    """Eight holdout patches (8, 96, 96, 3), from the least to the most suspicious."""
+    from src.data.labelled import load_split
+    from src.tracking.golden import golden_rows
+
+    chosen = holdout.iloc[golden_rows(holdout["probability"].to_numpy())]
+    patches = load_split("holdout")
+    pixels: NDArray[np.uint8] = patches.pixels[rows_of(chosen["id"], patches)]
+    return pixels
+
+
+def check_integrity(name: str, challenger: Challenger) -> None:
+    """Refuse a version that, loaded from the registry, isn't the model that was evaluated.
+
+    Raises
+    ------
+    VerificationError
+        Its probabilities differ from those of ``predictions.parquet``, or its logits from those
+        of the golden batch. The version's tag ``decision`` says so.
+    """
+    from src.evaluation.promotion import GOLDEN_TOLERANCE, RELOAD_TOLERANCE
+    from src.tracking.logged_models import VerificationError
+    from src.tracking.registry import set_version_tags
+
+    found = (
+        (challenger.reload_error, RELOAD_TOLERANCE, "probability from predictions.parquet"),
+        (challenger.golden_error, GOLDEN_TOLERANCE, "logit from its golden batch"),
+    )
+    for error, tolerance, what in found:
+        if not error <= tolerance:  # also True for NaN
+            reason = (
+                f"model verification failed: version {challenger.version}, loaded from the "
+                f"registry, differs by up to {error:.2g} in {what}, allowed {tolerance:g}; run: "
+                "dvc repro --force evaluate"
+            )
+            set_version_tags(name, challenger.version, {"decision": f"not promoted: {reason}"})
+            raise VerificationError(reason)
 
 
 def evidence_of(metrics: dict[str, Any], run_id: str) -> dict[str, Any]:
     """All that is known of the model when it is registered; stays with the version."""
+    ingested = read_json(paths.INGEST_REPORT)
     return {
         "auroc": metrics["holdout"]["auroc"],
         "baseline_auroc": metrics["baseline"]["auroc"],
         "metrics": metrics,
         "run_id": run_id,
-        "final_weights_sha256": _final_weights_sha256(),
+        "runs": {
+            folder.name: read_json(folder / "run.json")
+            for folder in (paths.HEAD_MODEL, paths.FINETUNED_MODEL)
+            if (folder / "run.json").is_file()
+        },
+        "final_weights_sha256": final_weights_sha256(),
         "final_files_sha256": verify_folder(paths.FINAL_MODEL),
-        "data": read_json(paths.INGEST_REPORT)["digests"],
+        "predictions_sha256": sha256_file(paths.PREDICTIONS),
+        "split_sha256": sha256_file(paths.SPLIT),
+        "data": ingested["digests"],
+        "archive": ingested["archive"],
     }
 
 
@@ -146,140 +211,135 @@ def _to_baseline(metrics: dict[str, Any]) -> "Difference":
 
 
 def compare_with_champion(
-    params: Params, holdout: "pd.DataFrame", log: Logger
-) -> tuple[Comparison | None, str | None]:
-    """The comparison with the present champion; else None and, if it doesn't stand, the reason."""
-    from src.tracking.logged_models import VerificationError
-    from src.tracking.registry import champion_version, load_version
-    from src.tracking.store import TrackingError
-
-    name = params.register_.name
-    version = champion_version(name)
-    if version is None:
-        return None, None
-    try:
-        champion = load_version(name, version)
-    except (VerificationError, TrackingError) as error:
-        log.warning(f"champion version {version} doesn't stand: {error}")
-        return None, f"champion version {version} doesn't stand: {error}"
-    if _has_same_weights(champion):
+    champion: Champion,
+    challenger: Challenger,
+    params: Params,
+    holdout: "pd.DataFrame",
+    log: Logger,
+) -> Comparison | None:
+    """The comparison with a champion that stands and is another version; else None."""
+    if champion.files is None or champion.version == challenger.version:
+        return None
+    if champion.files.evidence.get("final_weights_sha256") == final_weights_sha256():
         probabilities = holdout["probability"].to_numpy()
     else:
         batch_size = params.runtime.inference_batch_size
-        probabilities = _score(champion, holdout["id"], batch_size, log)
-    return compare(champion, holdout, probabilities, params.evaluate), None
+        probabilities = score(champion.files, holdout["id"], batch_size, log)
+    return compare(champion.files, holdout, probabilities, params.evaluate)
 
 
-def compare(
-    champion: "VersionFiles",
-    holdout: "pd.DataFrame",
-    champion_probabilities: NDArray[np.float64],
-    params: EvaluateParams,
-) -> Comparison:
-    """Compare on the patches the champion was not trained on; the others are counted.
+def judge(
+    challenger: Challenger,
+    champion: Champion,
+    comparison: Comparison | None,
+    params: Params,
+    n_groups: dict[str, int],
+) -> "Decision":
+    """Apply the promotion rules. ``n_groups`` are holdout's groups that hold each class."""
+    from src.evaluation import promotion
 
-    ``champion_probabilities`` (n,) belong to the n rows of ``holdout``.
-    """
-    from src.evaluation.metrics import UndefinedMetric, auroc
-
-    unseen = ~holdout["id"].isin(champion.training_ids).to_numpy()
-    n_unseen, n_excluded = int(unseen.sum()), int((~unseen).sum())
-    counted = Comparison(champion.version, n_unseen, n_excluded)
-    if n_unseen == 0:
-        return _impossible(counted, "the champion was trained on every holdout patch")
-    rows, scores = holdout[unseen], champion_probabilities[unseen]
-    try:
-        difference = _difference(rows, rows["probability"], scores, params)
-        return Comparison(
-            champion.version,
-            n_unseen,
-            n_excluded,
-            auroc=auroc(rows["label"], scores),
-            challenger_auroc=auroc(rows["label"], rows["probability"]),
-            difference=difference,
-        )
-    except UndefinedMetric as error:
-        return _impossible(counted, str(error))
+    is_champion = champion.version == challenger.version
+    evidence = promotion.Evidence(
+        to_baseline=challenger.to_baseline,
+        to_champion=None if comparison is None else comparison.difference,
+        margin=params.register_.margin,
+        n_groups=n_groups if comparison is None else comparison.n_groups,
+        min_groups=params.register_.min_groups,
+        reload_error=challenger.reload_error,
+        golden_error=challenger.golden_error,
+        rejected=challenger.rejected,
+        no_champion="it is the champion" if is_champion else champion.absent,
+        not_judged=_not_judged(comparison),
+    )
+    return promotion.decide(evidence)
 
 
-def _impossible(counted: Comparison, why: str) -> Comparison:
-    return Comparison(counted.version, counted.n_patches, counted.n_excluded, impossible=why)
+def _not_judged(comparison: Comparison | None) -> dict[str, str]:
+    if comparison is None or comparison.impossible is None:
+        return {}
+    reason = f"can't be compared with the champion, which stays: {comparison.impossible}"
+    return {"not_worse_than_champion": reason}
 
 
 def registration_of(
     challenger: Challenger,
+    champion: Champion,
     comparison: Comparison | None,
+    decision: "Decision",
     *,
     name: str,
-    margin: float,
-    not_standing: str | None = None,
+    is_chosen: bool = False,
 ) -> dict[str, Any]:
     """What ``registration.json`` says; see the module's docstring for ``predict_with``.
 
-    ``comparison`` is None where no champion stands; ``not_standing`` then says why one that is
-    registered doesn't.
+    ``is_chosen``: a person made the present champion what it is.
     """
-    promoted, reasons = _decision(challenger, comparison, margin)
-    if not_standing is not None:
-        reasons = [not_standing, *reasons]
-    champion = _champion_after(challenger, comparison, promoted)
+    standing = None if champion.files is None else champion.version
+    after = challenger.version if decision.promote else standing
+    is_outscored = (
+        comparison is not None
+        and comparison.difference is not None
+        and comparison.difference.above_zero
+    )
+    is_passed_over = (
+        not decision.promote and is_outscored and not is_chosen and challenger.rejected is None
+    )
     predict_with = (
         {"version": challenger.version, "role": "unpromoted"}
-        if champion is None or (not promoted and _is_outscored(comparison))
-        else {"version": champion, "role": "champion"}
+        if after is None or is_passed_over
+        else {"version": after, "role": "champion"}
     )
     return {
         "name": name,
         "challenger_version": challenger.version,
-        "champion_version": champion,
-        "promoted": promoted,
-        "reasons": reasons,
+        "champion_version": after,
+        "promoted": decision.promote,
+        "reasons": decision.reasons,
+        "rules": decision.as_table(),
         "challenger": asdict(challenger),
         "champion": None if comparison is None else asdict(comparison),
         "predict_with": predict_with,
     }
 
 
-def _decision(
-    challenger: Challenger, comparison: Comparison | None, margin: float
-) -> tuple[bool, list[str]]:
-    from src.evaluation.promotion import decide
+def is_chosen_by_a_person(name: str) -> bool:
+    """Whether ``promote`` made the present champion, and not this stage."""
+    from src.tracking.aliases import read_log
+    from src.tracking.registry import CHAMPION
 
-    if comparison is not None and comparison.difference is None:
-        return False, [f"can't be compared with the champion, which stays: {comparison.impossible}"]
-    to_champion = None if comparison is None else comparison.difference
-    decision = decide(challenger.to_baseline, to_champion, margin=margin)
-    return decision.promote, decision.reasons
+    moves = [entry for entry in read_log(name).entries if entry.alias == CHAMPION]
+    return bool(moves) and moves[-1].action in ("promote", "rollback")
 
 
-def _champion_after(
-    challenger: Challenger, comparison: Comparison | None, promoted: bool
-) -> int | None:
-    if promoted:
-        return challenger.version
-    return None if comparison is None else comparison.version
+def record(
+    registration: dict[str, Any],
+    challenger: Challenger,
+    champion: Champion,
+    comparison: Comparison | None,
+    decision: "Decision",
+    changes: "AliasChanges",
+) -> None:
+    """Keep the evidence, point ``champion`` at a promoted challenger, tag the version."""
+    from src.tracking.aliases import store_evidence
+    from src.tracking.registry import CHAMPION, set_version_tags
 
-
-def _is_outscored(comparison: Comparison | None) -> bool:
-    """Whether the challenger scores above the champion on the same patches."""
-    return (
-        comparison is not None
-        and comparison.difference is not None
-        and comparison.difference.value > 0
+    name, version = registration["name"], challenger.version
+    document = evidence_document(
+        name, version, champion, decision, comparison, challenger=asdict(challenger)
     )
-
-
-def move_aliases(registration: dict[str, Any]) -> None:
-    """Point ``champion`` at a promoted challenger; write the decision on the version."""
-    from src.tracking.registry import CHAMPION, set_alias, set_version_tags
-
-    name, version = registration["name"], registration["challenger_version"]
-    if registration["promoted"]:
-        set_alias(name, CHAMPION, version)
-    decision = "promoted" if registration["promoted"] else "not promoted"
-    set_version_tags(
-        name, version, {"decision": f"{decision}: {'; '.join(registration['reasons'])}"}
-    )
+    evidence_sha256 = store_evidence(name, document)
+    if decision.promote:
+        changes.move(
+            CHAMPION,
+            version,
+            expected=champion.version,
+            action="register",
+            why=decision.checks["not_worse_than_champion"].reason,
+            evidence_sha256=evidence_sha256,
+        )
+    verdict = "promoted" if decision.promote else "not promoted"
+    tags = decision_tags(decision, verdict=verdict, evidence_sha256=evidence_sha256)
+    set_version_tags(name, version, tags)
 
 
 def report(registration: dict[str, Any], log: Logger) -> None:
@@ -289,60 +349,11 @@ def report(registration: dict[str, Any], log: Logger) -> None:
         f"{registration['name']} version {registration['challenger_version']}: holdout AUROC "
         f"{challenger['auroc']:.4f}, colour baseline {challenger['baseline_auroc']:.4f}"
     )
-    for reason in registration["reasons"]:
-        log.info(reason)
-    verdict = "promoted to champion" if registration["promoted"] else "stays challenger"
+    for rule in registration["rules"]:
+        log.info(f"{'holds' if rule['held'] else 'fails'}: {rule['rule']}: {rule['reason']}")
+    verdict = "is champion" if registration["promoted"] else "stays challenger"
     log.info(f"version {registration['challenger_version']} {verdict}")
     log.info(f"predict uses version {predict_with['version']} ({predict_with['role']})")
-
-
-def check_reload(
-    version: "VersionFiles", holdout: "pd.DataFrame", batch_size: int, log: Logger
-) -> None:
-    """Refuse a version that, loaded from the registry, doesn't give ``evaluate``'s probabilities.
-
-    Raises
-    ------
-    VerificationError
-        A probability of the first holdout patches differs by more than 1e-4.
-    """
-    from src.tracking.logged_models import VerificationError
-
-    first = holdout.head(_N_RELOAD_PATCHES)
-    reloaded = _score(version, first["id"], batch_size, log)
-    worst = float(np.abs(reloaded - first["probability"].to_numpy()).max())
-    if not worst <= _RELOAD_TOLERANCE:  # also True for NaN
-        raise VerificationError(
-            f"model verification failed: version {version.version}, loaded from the registry, "
-            f"differs by up to {worst:.2g} in probability from predictions.parquet, allowed "
-            f"{_RELOAD_TOLERANCE:g}; run: dvc repro --force evaluate"
-        )
-
-
-def _score(
-    version: "VersionFiles", ids: "pd.Series[str]", batch_size: int, log: Logger
-) -> NDArray[np.float64]:
-    """Probabilities (n,) of holdout patches, in the order of ``ids``."""
-    from src.data.labelled import load_split
-    from src.model.inference import predict_probabilities
-
-    patches = load_split("holdout")
-    rows = _rows_of(ids, patches)
-    return predict_probabilities(
-        version.model, patches.pixels, rows, batch_size=batch_size, log=log
-    )
-
-
-def _rows_of(ids: "pd.Series[str]", patches: "LabelledPatches") -> NDArray[np.int64]:
-    import pandas as pd
-
-    rows = pd.Series(patches.rows, index=patches.ids).reindex(ids)
-    if rows.isna().any():
-        raise ProjectError(
-            f"{int(rows.isna().sum()):,} holdout ids of predictions.parquet are not in the split, "
-            f"first: {rows.index[rows.isna()][0]}; run: dvc repro evaluate"
-        )
-    return rows.to_numpy(dtype=np.int64)
 
 
 def run_with_metrics(folder: Path, metrics: dict[str, Any]) -> str:
@@ -353,30 +364,6 @@ def run_with_metrics(folder: Path, metrics: dict[str, Any]) -> str:
     if lacks_metrics(run_id, metrics):
         add_evaluation(run_id, metrics, {}, {})
     return run_id
-
-
-def _has_same_weights(champion: "VersionFiles") -> bool:
-    return champion.evidence.get("final_weights_sha256") == _final_weights_sha256()
-
-
-def _final_weights_sha256() -> str:
-    return str(read_json(paths.FINETUNED_MODEL / "fit.json")["final_weights_sha256"])
-
-
-def _difference(
-    rows: "pd.DataFrame", scores: Any, other_scores: Any, params: EvaluateParams
-) -> "Difference":
-    from src.evaluation.intervals import paired_difference
-
-    return paired_difference(
-        rows["label"],
-        scores,
-        other_scores,
-        rows["group"],
-        n_resamples=params.n_resamples,
-        confidence=params.confidence,
-        rng=np.random.default_rng(params.seed),
-    )
 
 
 if __name__ == "__main__":

@@ -1,43 +1,55 @@
 """What ``train`` and ``finetune`` share: patches, class weights, the MLflow run, what is saved."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from logging import Logger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
+from src import data, model, paths
 from src.params import Params, TrainParams
 from src.system.determinism import Environment
 
 if TYPE_CHECKING:
     import keras
 
-    from src.model.phases import Setting
+    from src.model.phases import Fitted, Setting
 
-FitPhase = Callable[["Setting"], dict[str, Any]]
+FitPhase = Callable[["Setting"], "Fitted"]
+
+_CODE = [Path(package.__file__ or "").parent for package in (data, model)]
+_CHANGES_ROUNDING = {"xla", "mixed_precision"}
+_IDENTIFIES_DATA = ("content_digest", "split_sha256")
 
 
 def run_phase(
     *,
     stage: str,
-    model: "keras.Model",
+    classifier: "keras.Model",
     fit_phase: FitPhase,
     folder: Path,
     params: Params,
     section: TrainParams,
     environment: Environment,
     parent_run_id: str | None,
+    fresh: bool,
     log: Logger,
 ) -> None:
     """Fit one phase inside its MLflow run; write ``folder``, then log what was written.
 
-    ``fit_phase`` changes ``model`` in place and returns the content of ``fit.json``. The files are
-    written before the run is completed, so a tracking server that fails costs no training.
+    ``fit_phase`` changes ``classifier`` in place. An interrupted phase goes on, in the run it was
+    in; one that was finished isn't trained again; ``fresh`` forgets both. The files are written
+    before the run is completed, so a tracking server that fails costs no training. Two at once take
+    turns.
     """
     from src.data.identity import dataset_identity, split_kind
     from src.data.labelled import load_split
     from src.evaluation.figures import learning_curves
     from src.evaluation.metrics import auroc
+    from src.model.checkpoint import Checkpoint, files_digest, work_key
     from src.model.class_weights import class_weights
     from src.model.inference import MODEL_FILE
     from src.model.phases import Setting
@@ -48,44 +60,84 @@ def run_phase(
     train, val = load_split("train"), load_split("val")
     weights = class_weights(train.labels, section.class_weights)
     split = split_kind()
-    initial_sha256 = weights_sha256(model)
+    initial_sha256 = weights_sha256(classifier)
     log.info(
         f"{len(train):,} patches, {100 * train.labels.mean():.1f} % tumour; class weights "
         f"normal {weights.normal:.3f}, tumour {weights.tumour:.3f}"
     )
     if not split.slide_disjoint:
         log.warning(f"val scores are optimistic: groups are {split.groups_are}, not slides")
+    recorded = params.sections("split", "model", stage)
+    dataset = dataset_identity(train, val)
+    identity = {
+        "params": {**recorded, "cache": {"dtype": params.cache.dtype}},
+        "data": {name: dataset[name] for name in _IDENTIFIES_DATA},
+        "initial_weights": initial_sha256,
+        "environment": dict(environment),
+        "runtime": params.runtime.model_dump(include=_CHANGES_ROUNDING),
+        "code": files_digest(*_CODE),
+    }
     record = RunRecord(
         stage=stage,
-        params=params.sections("split", "model", stage),
-        dataset=dataset_identity(train, val),
+        params=recorded,
+        dataset=dataset,
         class_weights=weights.as_dict(),
         schedule=section.schedule.model_dump(),
         initial_weights_sha256=initial_sha256,
         slide_disjoint=split.slide_disjoint,
         groups_are=split.groups_are,
         parent_run_id=parent_run_id,
+        work_key=work_key(identity),
     )
-    with training_run(record) as run:
-        setting = Setting(
-            train=train,
-            val=val,
-            weights=weights,
-            initial_sha256=initial_sha256,
-            model=params.model,
-            runtime=params.runtime,
-            identity={"params": dict(record.params), "dataset": dict(record.dataset)},
-            environment=environment,
-            auroc=auroc,
-            on_epoch=lambda epoch: run.log_epoch(epoch.epoch, asdict(epoch)),
-            log=log,
-        )
-        fit = fit_phase(setting)
-        save_phase(folder, model, fit=fit, run={"run_id": run.run_id, "record": record.to_json()})
-        run.log_result(fit, folder / MODEL_FILE, {"learning_curves": learning_curves(fit)})
+    with _one_at_a_time(stage, log):
+        checkpoint = Checkpoint(paths.CHECKPOINTS / f"{stage}.npz", identity=identity, log=log)
+        if fresh:
+            checkpoint.discard()
+        with training_run(record, fresh=fresh) as run:
+            setting = Setting(
+                train=train,
+                val=val,
+                weights=weights,
+                initial_sha256=initial_sha256,
+                model=params.model,
+                cache=params.cache,
+                runtime=params.runtime,
+                checkpoint=checkpoint,
+                environment=environment,
+                auroc=auroc,
+                on_epoch=lambda epoch: run.log_epoch(epoch.epoch, asdict(epoch)),
+                log=log,
+            )
+            fitted = fit_phase(setting)
+            fit = fitted.facts
+            about_run = {"run_id": run.run_id, "record": record.to_json()}
+            save_phase(folder, classifier, fit=fit, timing=fitted.timing, run=about_run)
+            curves = {"learning_curves": learning_curves(fit)}
+            run.log_result(fit, fitted.timing, folder / MODEL_FILE, curves)
+    _report(fit, fitted.timing, run.run_id, folder, log)
+
+
+@contextmanager
+def _one_at_a_time(stage: str, log: Logger) -> Iterator[None]:
+    paths.CHECKPOINTS.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(paths.CHECKPOINTS / f"{stage}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info(f"another {stage} runs in this folder: waits for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _report(
+    fit: dict[str, Any], timing: dict[str, Any], run_id: str, folder: Path, log: Logger
+) -> None:
     best = fit["history"][fit["best_epoch"] - 1]
     log.info(
         f"best epoch {fit['best_epoch']} of {len(fit['history'])}: val AUROC "
-        f"{best['val_auroc']:.4f}, val loss {best['val_loss']:.4f}; "
-        f"{fit['wall_s']:,.0f} s; MLflow run {run.run_id}"
+        f"{best['val_auroc']:.4f}, val loss {best['val_loss']:.4f}; {timing['wall_s']:,.0f} s; "
+        f"{folder.relative_to(paths.ROOT)}, MLflow run {run_id}"
     )

@@ -37,9 +37,9 @@ def predictions():
     return evaluate.predictions_of(
         train,
         (val, holdout),
-        logits=[rng.normal(3.0 * s.labels - 1.5, 2.0) for s in (val, holdout)],
+        logits=[rng.normal(3.0 * s.labels - 1.5, 2.0, (1, 120)) for s in (val, holdout)],
         histograms=[_telling_histograms(split, rng) for split in (train, val, holdout)],
-    )
+    ).assign(slide=None, stain="A #c0a0c0")
 
 
 def _telling_histograms(patches, rng):
@@ -80,6 +80,8 @@ def test_predictions_hold_every_val_and_holdout_patch(predictions):
         "logit": "float64",
         "probability": "float64",
         "baseline_probability": "float64",
+        "slide": "object",
+        "stain": "str",
     }
     for _, rows in predictions.groupby("split"):
         assert auroc(rows["label"], rows["probability"]) > 0.75
@@ -135,8 +137,9 @@ def test_plots_folder_is_complete(predictions, workspace):  # noqa: ARG001
     _write_fits()
     point = evaluate.operating_point_on_val(predictions, PARAMS)
     report = evaluate.report_of(predictions, point, PARAMS)
-    evaluate.write_plots(predictions, point, report)
-    csv = {f"{n}.csv" for n in ("roc", "precision_recall", "confusion", "loss", "learning_rate")}
+    evaluate.write_plots(predictions, point, report, PARAMS)
+    names = ("roc", "precision_recall", "confusion", "loss", "learning_rate", "groups")
+    csv = {f"{name}.csv" for name in names}
     png = {"roc.png", "precision_recall.png", "confusion.png", "reliability.png"}
     assert set(verify_folder(paths.PLOTS)) == csv | png | {"learning_curves.png"}
 

@@ -11,6 +11,10 @@ from src.params import ParamsError, load_params
 PRESETS = sorted((paths.ROOT / "presets").glob("*.yaml"))
 BASE = (paths.ROOT / "presets" / "sample.yaml").read_text()
 
+AUGMENT = "augment: {{stain: {}, brightness: {}, contrast: {}}}"
+PLATEAU = "{name: plateau, factor: 0.5, patience: 1, min_rate: 0.000001}"
+ONE_CYCLE = "{{name: one_cycle, warmup_fraction: {}, start_divisor: {}, final_divisor: {}}}"
+
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
 def test_every_preset_is_valid(preset):
@@ -51,6 +55,27 @@ def test_shipped_params_are_the_sample_preset():
         ("class_weights: balanced", "class_weights: on", "must be 'balanced' or 'none'"),
         ("class_weights: balanced", "class_weights: {normal: 0, tumour: 1}", "normal must be > 0"),
         ("centre_crop: 64", "centre_crop: 63", "centre_crop must be even"),
+        ("pooling: avg", "pooling: max", "model.pooling must be 'avg', 'avg_max' or 'gem'"),
+        ("optimizer: adam\n", "optimizer: lion\n", "must be 'adam', 'adamw' or 'sgd' (got 'lion')"),
+        ("  optimizer: adam\n", "", "finetune.optimizer: is missing"),
+        ("momentum: 0.9", "momentum: 1.0", "train.momentum must be < 1 (got 1.0)"),
+        ("momentum: 0.9", "momentum: -0.1", "train.momentum must be ≥ 0 (got -0.1)"),
+        ("weight_decay: 0.0", "weight_decay: 1.0", "train.weight_decay must be < 1 (got 1.0)"),
+        ("weight_decay: 0.0", "weight_decay: 0.01", "must be 0 with optimizer adam, or set"),
+        ("label_smoothing: 0.0", "label_smoothing: 0.5", "label_smoothing must be < 0.5"),
+        ("label_smoothing: 0.0", "label_smoothing: -0.1", "label_smoothing must be ≥ 0"),
+        ("average_decay: null", "average_decay: 0", "average_decay must be > 0 (got 0)"),
+        ("average_decay: null", "average_decay: 1.0", "average_decay must be < 1 (got 1.0)"),
+        ("rate_decay: 1.0", "rate_decay: 0.0", "finetune.rate_decay must be > 0 (got 0.0)"),
+        ("rate_decay: 1.0", "rate_decay: 1.1", "finetune.rate_decay must be ≤ 1 (got 1.1)"),
+        ("augment: null", AUGMENT.format(0.3, 0, 0), "finetune.augment.stain must be ≤ 0.2"),
+        ("augment: null", AUGMENT.format(0, -0.1, 0), "finetune.augment.brightness must be ≥ 0"),
+        ("augment: null", AUGMENT.format(0, 0, 0.6), "finetune.augment.contrast must be ≤ 0.5"),
+        ("augment: null", AUGMENT.format(0, 0, 0), "must be > 0, or augment: null"),
+        ("augment: null", "augment: {blur: 1}", "finetune.augment.blur: is not a known parameter"),
+        (PLATEAU, ONE_CYCLE.format(1.0, 25, 100), "schedule.warmup_fraction must be < 1"),
+        (PLATEAU, ONE_CYCLE.format(0.3, 0.5, 100), "finetune.schedule.start_divisor must be ≥ 1"),
+        (PLATEAU, ONE_CYCLE.format(0.3, 25, 0), "finetune.schedule.final_divisor must be ≥ 1"),
         ("val_fraction: 0.15", "val_fraction: 0.85", "val_fraction + holdout_fraction must be < 1"),
         ("group_by: auto", "group_by: wsi", "must be 'auto', 'slide', 'stain' or 'patch'"),
         ("n_folds: null", "n_folds: 2", "split.n_folds must be ≥ 3 (got 2)"),
@@ -100,3 +125,13 @@ def test_whole_numbers_pass_where_a_number_is_meant(tmp_path):
     file = tmp_path / "params.yaml"
     file.write_text(BASE.replace("margin: 0.0", "margin: 0"))
     assert load_params(file).register_.margin == 0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_weight_decay_goes_with_decoupled_optimizers(tmp_path, optimizer):
+    """Catches the rule for adam refusing the others."""
+    file = tmp_path / "params.yaml"
+    text = BASE.replace("optimizer: adam ", f"optimizer: {optimizer} ")
+    file.write_text(text.replace("weight_decay: 0.0 ", "weight_decay: 0.01 "))
+    params = load_params(file)
+    assert (params.train.optimizer, params.train.weight_decay) == (optimizer, 0.01)

@@ -1,46 +1,60 @@
 """The stage ``register``: who becomes champion, who predicts, and on which patches they meet."""
 
+import json
 import logging
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from src import paths, register
-from src.data import labelled
-from src.data.labelled import LabelledPatches
+from src import deciding, paths, register
+from src.deciding import Champion, Comparison
 from src.evaluation.intervals import Difference
 from src.params import load_params
-from src.system.durable import read_json, replacing_folder, write_json
-from src.tracking import registry, runs
+from src.system.durable import read_json, write_json
+from src.system.errors import ProjectError
+from src.tracking import aliases, golden, registry
 from src.tracking.logged_models import VerificationError
+from tests.evaluated import evaluate_params, holdout, labelled_patches, write_evaluation
 from tests.tracking.support import (
     final_folder,
-    model_folder,
-    patches,
-    record,
 )
 
-pytest_plugins = ("tests.tracking.fixtures",)
+pytest_plugins = ("tests.tracking.fixtures", "tests.fixtures")
 
 LOG = logging.getLogger("hcd.test")
 BETTER, EQUAL, WORSE = Difference(0.05, 0.02, 0.08), Difference(0, 0, 0), Difference(-0.1, -0.2, 0)
 UNSURE = Difference(0.01, -0.02, 0.04)
 
 
-def challenger(to_baseline=BETTER):
-    return register.Challenger(2, "run", auroc=0.9, baseline_auroc=0.8, to_baseline=to_baseline)
+def challenger(to_baseline=BETTER, **changes):
+    found = {"auroc": 0.9, "baseline_auroc": 0.8, "to_baseline": to_baseline}
+    return register.Challenger(2, "run", **{**found, **changes})
 
 
 def comparison(difference, **changes):
-    return register.Comparison(1, n_patches=10, n_excluded=0, difference=difference, **changes)
+    counted = {"n_patches": 10, "n_excluded": 0, "n_groups": {"normal": 5, "tumour": 5}}
+    return Comparison(1, difference=difference, **{**counted, **changes})
 
 
-def outcome(to_baseline, compared, **more):
-    result = register.registration_of(
-        challenger(to_baseline), compared, name="m", margin=0.0, **more
+def registration(to_baseline, compared, *, absent=None, is_chosen=False, rejected=None):
+    """With champion 1, unless there is nothing to compare with."""
+    champion = Champion() if compared is None else Champion(1, files=object())
+    if absent is not None:
+        champion = Champion(1, absent=absent)
+    new = challenger(to_baseline, rejected=rejected)
+    groups = {"normal": 5, "tumour": 5}
+    decision = register.judge(new, champion, compared, load_params(), groups)
+    return register.registration_of(
+        new, champion, compared, decision, name="m", is_chosen=is_chosen
     )
+
+
+def outcome(*args, **more):
+    result = registration(*args, **more)
     chosen = result["predict_with"]
     return result["promoted"], result["champion_version"], chosen["version"], chosen["role"]
 
@@ -53,17 +67,27 @@ def outcome(to_baseline, compared, **more):
         (UNSURE, None, (False, None, 2, "unpromoted")),
         # champion 1 on the same patches
         (BETTER, BETTER, (True, 2, 2, "champion")),
-        (BETTER, EQUAL, (True, 2, 2, "champion")),
+        (BETTER, EQUAL, (False, 1, 1, "champion")),
+        (BETTER, UNSURE, (False, 1, 1, "champion")),
         (BETTER, WORSE, (False, 1, 1, "champion")),
         (UNSURE, WORSE, (False, 1, 1, "champion")),
-        (UNSURE, EQUAL, (False, 1, 1, "champion")),
-        # a champion of another archive, below a challenger that fails the gate: it doesn't stand
+        (UNSURE, UNSURE, (False, 1, 1, "champion")),
+        # a champion of another archive, surely below a challenger that fails the gate
         (UNSURE, BETTER, (False, 1, 2, "unpromoted")),
     ],
 )
 def test_who_becomes_champion_and_who_predicts(to_baseline, to_champion, expected):
     compared = None if to_champion is None else comparison(to_champion)
     assert outcome(to_baseline, compared) == expected
+
+
+def test_champion_chosen_by_a_person_predicts_whatever_the_figures_say():
+    """Else a rollback would be undone by the next submission."""
+    assert outcome(UNSURE, comparison(BETTER), is_chosen=True) == (False, 1, 1, "champion")
+
+
+def test_rejected_challenger_neither_wins_nor_predicts():
+    assert outcome(BETTER, comparison(BETTER), rejected="no") == (False, 1, 1, "champion")
 
 
 def test_champion_stays_where_it_can_not_be_compared():
@@ -73,32 +97,22 @@ def test_champion_stays_where_it_can_not_be_compared():
 
 
 def test_champion_that_does_not_verify_does_not_stand():
-    assert outcome(BETTER, None, not_standing="broken") == (True, 2, 2, "champion")
-    assert outcome(UNSURE, None, not_standing="broken") == (False, None, 2, "unpromoted")
+    assert outcome(BETTER, None, absent="broken") == (True, 2, 2, "champion")
+    assert outcome(UNSURE, None, absent="broken") == (False, None, 2, "unpromoted")
 
 
-def holdout(n: int = 40) -> pd.DataFrame:
-    """Groups of two; the model ranks perfectly, the baseline at random."""
-    rng = np.random.default_rng(3)
-    labels = np.arange(n) % 2
-    return pd.DataFrame(
-        {
-            "id": [f"{i:040x}" for i in range(n)],
-            "group": [f"g{i // 4}" for i in range(n)],
-            "label": labels.astype(np.int8),
-            "probability": 0.25 + 0.5 * labels + rng.uniform(0, 0.2, n),
-            "baseline_probability": rng.uniform(0, 1, n),
-        }
-    )
-
-
-def evaluate_params():
-    return load_params().evaluate.model_copy(update={"n_resamples": 200})
+def test_too_few_groups_decide_nothing():
+    """Catches a promotion by one slide."""
+    compared = comparison(BETTER, n_groups={"normal": 5, "tumour": 1})
+    result = registration(BETTER, compared)
+    assert result["promoted"] is False
+    failed = [row["rule"] for row in result["rules"] if not row["held"]]
+    assert failed == ["minimum_groups"]
 
 
 def compared_with(training_ids, champion_probabilities):
     champion = SimpleNamespace(version=1, training_ids=frozenset(training_ids))
-    return register.compare(champion, holdout(), champion_probabilities, evaluate_params())
+    return deciding.compare(champion, holdout(), champion_probabilities, evaluate_params())
 
 
 def test_patches_the_champion_was_trained_on_count_for_neither():
@@ -107,6 +121,7 @@ def test_patches_the_champion_was_trained_on_count_for_neither():
     probabilities = np.where(np.arange(40) < 20, rows["label"], 1 - rows["label"]).astype(float)
     compared = compared_with(rows["id"][:20], probabilities)
     assert (compared.n_patches, compared.n_excluded) == (20, 20)
+    assert compared.n_groups == {"normal": 5, "tumour": 5}
     assert (compared.auroc, compared.challenger_auroc) == (0.0, 1.0)
     assert compared.difference.value == 1.0
 
@@ -128,72 +143,15 @@ def test_rows_follow_the_ids_not_the_split():
     """predictions.parquet and the split may be sorted differently."""
     split = labelled_patches(["b", "a", "c"], rows=[7, 5, 9])
     ids = pd.Series(["c", "a"])
-    assert register._rows_of(ids, split).tolist() == [9, 5]
-    with pytest.raises(register.ProjectError, match=r"1 holdout ids .* first: z"):
-        register._rows_of(pd.Series(["a", "z"]), split)
+    assert deciding.rows_of(ids, split).tolist() == [9, 5]
+    with pytest.raises(ProjectError, match=r"1 holdout ids .* first: z"):
+        deciding.rows_of(pd.Series(["a", "z"]), split)
 
 
-def labelled_patches(ids, rows, pixels=None) -> LabelledPatches:
-    n = len(ids)
-    return LabelledPatches(
-        split="holdout",
-        ids=np.array(ids),
-        rows=np.array(rows, np.int64),
-        labels=np.arange(n, dtype=np.uint8) % 2,
-        groups=np.array([f"g{i // 4}" for i in range(n)]),
-        pixels=np.zeros((0, 96, 96, 3), np.uint8) if pixels is None else pixels,
-    )
-
-
-def write_evaluation(rows: pd.DataFrame, *, low: float) -> None:
-    """``low`` bounds the AUROC difference to the baseline from below."""
-    with replacing_folder(paths.EVALUATE) as folder:
-        rows.to_parquet(folder / paths.PREDICTIONS.name)
-    difference = {"auroc": 0.4, "auroc_low": low, "auroc_high": 0.6}
-    metrics = {"holdout": {"auroc": 1.0}, "baseline": {"auroc": 0.6}}
-    write_json(paths.METRICS, {**metrics, "difference_to_baseline": difference})
-
-
-@pytest.fixture
-def project(store, tmp_path, keras_file, model_name, monkeypatch):  # noqa: ARG001
-    """All that ``evaluate`` leaves behind, made with the tiny model; ``probability`` is its own."""
-    import keras
-
-    rows = holdout().assign(split="holdout")
-    # brightness decides the tiny model, so let it follow the label, one bright step a patch
-    pixels = patches(40) // 8 + (100 * rows["label"].to_numpy(np.uint8))[:, None, None, None]
-    pixels = pixels.astype(np.uint8)
-    model = keras.saving.load_model(keras_file)
-    rows["probability"] = model.predict(pixels, verbose=0)[:, 0].astype(np.float64)
-    if rows.groupby("label")["probability"].mean().diff().iloc[-1] < 0:
-        pixels = pixels[[i ^ 1 for i in range(40)]]
-        rows["probability"] = model.predict(pixels, verbose=0)[:, 0].astype(np.float64)
-    split = labelled_patches(rows["id"].tolist(), np.arange(40), pixels)
-    monkeypatch.setattr(labelled, "load_split", lambda _: split)
-
-    monkeypatch.setattr(paths, "EVALUATE", tmp_path / "evaluate")
-    monkeypatch.setattr(paths, "PREDICTIONS", tmp_path / "evaluate" / "predictions.parquet")
-    monkeypatch.setattr(paths, "METRICS", tmp_path / "metrics.json")
-    monkeypatch.setattr(paths, "INGEST_REPORT", tmp_path / "report.json")
-    monkeypatch.setattr(paths, "REGISTRATION", tmp_path / "registration.json")
-    monkeypatch.setattr(paths, "FINETUNED_MODEL", tmp_path / "finetuned")
-    monkeypatch.setattr(paths, "FINAL_MODEL", tmp_path / "final")
-    write_evaluation(rows, low=0.2)
-    write_json(paths.INGEST_REPORT, {"digests": {"train": "f" * 64}})
-    final_folder(paths.FINAL_MODEL, keras_file)
-    with runs.training_run(record()) as run:
-        pass
-    model_folder(paths.FINETUNED_MODEL, keras_file, run.run_id, record())
-    params = load_params()
-    params = params.model_copy(
-        update={
-            "register_": params.register_.model_copy(update={"name": model_name}),
-            "evaluate": evaluate_params(),
-        }
-    )
-    monkeypatch.setattr(register, "load_params", lambda: params)
-    monkeypatch.setattr(register, "configure", lambda _: None)
-    return SimpleNamespace(name=model_name, run_id=run.run_id, rows=rows)
+def log_of(name):
+    reading = aliases.read_log(name)
+    assert reading.problems == []
+    return reading.entries
 
 
 @pytest.mark.tensorflow
@@ -209,7 +167,14 @@ def test_first_version_that_beats_the_baseline_is_champion(project, store):
     assert evidence["metrics"] == read_json(paths.METRICS)
     assert evidence["data"] == {"train": "f" * 64}
     tags = store.client.get_model_version(project.name, "1").tags
-    assert tags["decision"].startswith("promoted: beats the colour baseline")
+    assert tags["decision"].startswith("promoted: every file is the one")
+    assert set(json.loads(tags["rules"]).values()) == {True}
+    evidence_file = paths.PROMOTIONS / project.name / "evidence" / f"{tags['evidence_sha256']}.json"
+    assert read_json(evidence_file)["rules"] == registration["rules"]
+    assert [(e.action, e.alias, e.from_version, e.to_version) for e in log_of(project.name)] == [
+        ("register", "challenger", None, 1),
+        ("register", "champion", None, 1),
+    ]
     # evaluate's numbers on the run, also when the run had to be restored
     assert store.client.get_run(project.run_id).data.metrics["holdout.auroc"] == 1.0
 
@@ -220,6 +185,29 @@ def test_register_again_changes_nothing(project):
     register.main()
     assert registry.aliases(project.name) == {"champion": 1, "challenger": 1}
     assert read_json(paths.REGISTRATION)["promoted"] is True
+    assert len(log_of(project.name)) == 2
+
+
+def test_two_at_once_decide_one_after_the_other(tmp_path, monkeypatch):
+    """Else both compare with the same champion, and the later alias wins unseen."""
+    inside, most = [], []
+
+    def decide(*_):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.1)
+        inside.pop()
+
+    monkeypatch.setattr(paths, "TRACKING_LOCK", tmp_path / "tracking" / "tracking.lock")
+    for name in ("start", "configure", "report"):
+        monkeypatch.setattr(register, name, lambda *_: None)
+    monkeypatch.setattr(register, "decide", decide)
+    threads = [threading.Thread(target=register.main) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1]
 
 
 @pytest.mark.tensorflow
@@ -231,7 +219,7 @@ def test_not_better_than_colour_stays_challenger(project):
     assert registration["champion_version"] is None
     assert registration["predict_with"] == {"version": 1, "role": "unpromoted"}
     assert registry.aliases(project.name) == {"challenger": 1}
-    assert registration["reasons"][0].startswith("does not beat the colour baseline")
+    assert registration["reasons"][3].startswith("does not beat the colour baseline")
 
 
 @pytest.mark.tensorflow
@@ -248,7 +236,8 @@ def test_champion_with_other_weights_is_scored_again_on_the_same_patches(keras_f
     assert registration["champion"]["n_patches"] == 40
     assert registration["champion"]["auroc"] == 1.0
     assert registration["champion"]["difference"]["value"] == 0.0
-    assert registration["champion_version"] == 2
+    # equal is no reason to change the champion
+    assert (registration["champion_version"], registration["promoted"]) == (1, False)
 
 
 @pytest.mark.tensorflow
@@ -271,4 +260,37 @@ def test_champion_whose_files_are_gone_does_not_block(project, keras_file):
     register.main()
     registration = read_json(paths.REGISTRATION)
     assert registration["predict_with"] == {"version": 2, "role": "champion"}
-    assert "champion version 1 doesn't stand" in registration["reasons"][0]
+    assert "champion version 1 doesn't stand" in registration["reasons"][4]
+    assert "champion version 1 doesn't stand" in log_of(project.name)[-1].why
+
+
+@pytest.mark.tensorflow
+def test_challenger_that_does_not_give_its_golden_logits_gets_no_alias(project, monkeypatch):
+    """Catches a version that only seems to be the model: other software, swapped weights."""
+    logits_of = golden.logits_of
+    monkeypatch.setattr(golden, "logits_of", lambda *a: logits_of(*a) + next(drift))
+    drift = iter([0.0, 2e-3])
+    with pytest.raises(VerificationError, match=r"differs by up to 0\.002 in logit"):
+        register.main()
+    assert registry.aliases(project.name) == {}
+    (entry,) = registry.versions(project.name)
+    assert entry.tags["decision"].startswith("not promoted: model verification failed")
+
+
+@pytest.mark.tensorflow
+def test_champion_that_does_not_give_its_golden_logits_does_not_stand(project, monkeypatch):
+    register.main()
+    monkeypatch.setattr(golden, "logits_of", lambda *_: np.full(8, 9.0))
+    champion = deciding.standing_champion(project.name, LOG)
+    assert (champion.version, champion.files) == (1, None)
+    assert "golden batch not reproduced" in champion.absent
+
+
+@pytest.mark.tensorflow
+def test_golden_batch_is_eight_holdout_patches_from_low_to_high(project):
+    register.main()
+    version = registry.load_version(project.name, 1)
+    assert version.golden.patches.shape == (8, 96, 96, 3)
+    probabilities = 1 / (1 + np.exp(-version.golden.logits))
+    assert probabilities[0] == pytest.approx(project.rows["probability"].min(), abs=1e-6)
+    assert probabilities[-1] == pytest.approx(project.rows["probability"].max(), abs=1e-6)

@@ -12,6 +12,7 @@ from tests.pipeline.closure import _imports_of
 SRC = paths.ROOT / "src"
 MODULES = sorted(SRC.rglob("*.py"))
 ROOMS = ("data", "model", "evaluation", "tracking", "system")
+COMMANDS = ("promote", "trace", "submit", "serve", "tune")
 STAGES = (
     "sample",
     "ingest",
@@ -54,7 +55,7 @@ def test_a_room_imports_only_the_rooms_below_it(room):
 
 def test_nothing_imports_a_stage():
     """Catches a stage used as a library."""
-    stages = {f"src.{stage}" for stage in STAGES}
+    stages = {f"src.{stage}" for stage in STAGES + COMMANDS}
     for file in MODULES:
         assert not stages & set(_imports_of(file)), file
 
@@ -86,7 +87,7 @@ def test_every_module_imports_without_tensorflow_mlflow_or_output():
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGES + COMMANDS)
 def test_help_loads_nothing_heavy(stage):
     """Catches a --help that waits for TensorFlow, MLflow, pandas or scikit-learn."""
     code = (
@@ -95,6 +96,7 @@ def test_help_loads_nothing_heavy(stage):
         f"try: runpy.run_module('src.{stage}', run_name='__main__')\n"
         "except SystemExit as done: assert not done.code, done.code\n"
         "heavy = {'tensorflow', 'keras', 'mlflow', 'pandas', 'sklearn', 'scipy', 'matplotlib'}\n"
+        "heavy |= {'optuna', 'plotly', 'sqlalchemy'}\n"
         "print('loaded:', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -111,4 +113,4 @@ def test_stages_are_those_of_params_and_dvc():
     yaml = YAML(typ="safe", pure=True)
     assert list(yaml.load(paths.ROOT / "dvc.yaml")["stages"]) == list(STAGES)
     sections = set(yaml.load(Path(paths.PARAMS)))
-    assert sections == {*STAGES, "model", "runtime"}
+    assert sections == {*STAGES, "model", "tune", "cache", "runtime"}

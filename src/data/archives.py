@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from src.system.durable import sha256_file
 from src.system.errors import ProjectError
 
 IMAGE_FOLDERS = ("train", "test")
@@ -156,6 +157,10 @@ class ZipArchive(Archive):
         }
         self._infos = {info.filename: info for info in infos if not info.is_dir()}
 
+    def summary(self) -> dict[str, Any]:
+        """Also the SHA-256 of its bytes, which ``python -m src.trace`` looks for."""
+        return {**super().summary(), "sha256": sha256_file(self.path)}
+
     def images(self, folder: str) -> list[str] | None:
         if folder not in self._folders:
             return None
@@ -166,6 +171,10 @@ class ZipArchive(Archive):
             for name in inside
             if name.endswith(IMAGE_SUFFIX) and "/" not in name
         ]
+
+    def names(self) -> list[str]:
+        """Of all its files, in any folder."""
+        return list(self._infos)
 
     def member(self, name: str) -> Member | None:
         info = self._infos.get(name)

@@ -6,6 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+VIEW_BLOCK = 64
+"""Patches that share their view within an epoch: neighbours in the order of ids, which is random.
+
+The activation cache computes whole blocks, so an epoch asks it for each block in one view only.
+"""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -34,11 +40,21 @@ class Batch:
 def training_batches(
     n: int, *, batch_size: int, n_views: int, seed: int, epoch: int
 ) -> Iterator[Batch]:
-    """Every one of ``n`` patches once, globally shuffled, each in a view drawn for this epoch."""
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(n)
-    views = rng.integers(n_views, size=n)
+    """Every one of ``n`` patches once, globally shuffled, each in its view of this epoch."""
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    views = epoch_views(n, n_views=n_views, seed=seed, epoch=epoch)[order]
     yield from _cut(order, views, batch_size)
+
+
+def epoch_views(n: int, *, n_views: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The view (n,) of each patch in an epoch, counted from 1; the same within a block of 64.
+
+    Each block goes through all ``n_views`` in random order before one comes again.
+    """
+    cycle, turn = divmod(epoch - 1, n_views)
+    rng = np.random.default_rng([seed, cycle, n_views])
+    orders = np.tile(np.arange(n_views), (n_batches(n, VIEW_BLOCK), 1))
+    return np.repeat(rng.permuted(orders, axis=1)[:, turn], VIEW_BLOCK)[:n]
 
 
 def ordered_batches(n: int, *, batch_size: int, view: int = 0) -> Iterator[Batch]:

@@ -44,7 +44,9 @@ def ingest_report(
             for patch_id, reason in sorted(subset.bad.items())
         ],
         "channels": _channels(packed["train"], n_patches=len(train)),
-        "digests": {name: _digest(rows) for name, rows in table.groupby("subset", sort=False)},
+        "digests": {
+            name: content_digest(rows) for name, rows in table.groupby("subset", sort=False)
+        },
     }
 
 
@@ -77,7 +79,7 @@ def _channels(train: PackedSubset, *, n_patches: int) -> dict[str, list[float]]:
     }
 
 
-def _digest(rows: pd.DataFrame) -> str:
+def content_digest(rows: pd.DataFrame) -> str:
     """MD5 of id, pixel hash and label of every patch: 32 hex digits, as MLflow allows 36."""
     digest = hashlib.md5(usedforsecurity=False)
     columns = zip(rows["id"], rows["sha256"].fillna(""), rows["label"].astype("str"), strict=True)

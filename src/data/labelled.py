@@ -1,5 +1,7 @@
 """The labelled patches of one split: identities and labels in memory, pixels left on disk."""
 
+import hashlib
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -8,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src import paths
+from src.system.durable import verify_file
 from src.system.errors import ProjectError
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ class LabelledPatches:
     labels : (n,) uint8, 0 normal, 1 tumour
     groups : (n,) str
     pixels : (N, 96, 96, 3) uint8, all labelled patches of the archive, memory-mapped
+    pixels_sha256 : of the file the pixels lie in; empty where they lie in none
     """
 
     split: str
@@ -40,9 +44,24 @@ class LabelledPatches:
     labels: NDArray[np.uint8]
     groups: NDArray[np.str_]
     pixels: NDArray[np.uint8]
+    pixels_sha256: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def take(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Pixels (k, 96, 96, 3) of the patches at ``positions`` (k,) of the split."""
+        taken = self.pixels[self.rows[positions]]
+        if isinstance(self.pixels.base, mmap.mmap):
+            # pages once read stay in the page cache, but not in this process's memory
+            self.pixels.base.madvise(mmap.MADV_DONTNEED)
+        return taken
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of which pixels these are, in which order."""
+        pixels = self.pixels_sha256 or hashlib.sha256(self.pixels.tobytes()).hexdigest()
+        return hashlib.sha256(pixels.encode() + self.rows.astype("<i8").tobytes()).hexdigest()
 
 
 def load_split(
@@ -72,6 +91,7 @@ def load_split(
         labels=chosen["label"].to_numpy(dtype=np.uint8),
         groups=chosen["group"].to_numpy(dtype=np.str_),
         pixels=open_pixels("train", ingest),
+        pixels_sha256=verify_file(ingest / "train.npy"),
     )
 
 

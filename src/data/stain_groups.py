@@ -17,7 +17,7 @@ _FIT_PATCHES = 20_000
 _RESTARTS = 4
 
 
-def stain_clusters(patches: pd.DataFrame, *, seed: int) -> pd.Series:
+def stain_clusters(patches: pd.DataFrame, *, seed: int, n_clusters: int | None = None) -> pd.Series:
     """Cluster number of each patch, Int64 from 0, null for blank patches; index as given.
 
     The same for any order of the rows, given ``seed``.
@@ -26,6 +26,8 @@ def stain_clusters(patches: pd.DataFrame, *, seed: int) -> pd.Series:
     ----------
     patches
         n rows with columns id, flags and the covariances of optical density.
+    n_clusters
+        At most; None: :func:`number_of_clusters`.
     """
     from sklearn.cluster import KMeans
 
@@ -36,8 +38,9 @@ def stain_clusters(patches: pd.DataFrame, *, seed: int) -> pd.Series:
         return pd.Series(pd.NA, index=patches.index, dtype="Int64")
     drawn = np.sort(np.random.default_rng(seed).permutation(len(normals))[:_FIT_PATCHES])
     signatures = _standardised(normals, normals[drawn])
-    n_clusters = min(number_of_clusters(len(normals)), len(np.unique(signatures[drawn], axis=0)))
-    model = KMeans(n_clusters, n_init=_RESTARTS, random_state=seed).fit(signatures[drawn])
+    wanted = n_clusters or number_of_clusters(len(normals))
+    wanted = min(wanted, len(np.unique(signatures[drawn], axis=0)))
+    model = KMeans(wanted, n_init=_RESTARTS, random_state=seed).fit(signatures[drawn])
     numbers = model.predict(signatures)
     return pd.Series(numbers, index=stained.index, dtype="Int64").reindex(patches.index)
 

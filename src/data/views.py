@@ -22,6 +22,11 @@ _VIEWS = (
 )
 
 
+def view_steps(view: int) -> tuple[bool, bool, bool]:
+    """Whether ``view`` transposes rows and columns, then flips rows, then flips columns."""
+    return _VIEWS[view]
+
+
 def apply_view(patches: NDArray[np.uint8], view: int) -> NDArray[np.uint8]:
     """Turn or flip every patch of ``patches`` (n, s, s, c) by ``view`` in 0 … 7; 0 changes nothing.
 

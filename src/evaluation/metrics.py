@@ -8,16 +8,19 @@ To add one: write its statistic, make the :class:`Metric`, name it in ``METRICS`
 in ``metrics.json`` and in MLflow, and ``tests/evaluation/test_metrics.py`` holds it to the
 contract.
 
-Names follow scikit-learn: ``*_loss``, and ``ece``, are better when lower, all others when higher.
+Names follow scikit-learn: ``*_loss`` is better when lower. ``Metric.best`` is the value of a
+perfect classifier, and nearer to it is better.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from src.evaluation.curves import Floats, ranking
+from src.evaluation.recalibration import fit_line, fit_shift, points_of
 from src.system.errors import ProjectError
 
 Statistic = Callable[[Floats], Floats]
@@ -85,16 +88,19 @@ def scored(labels: ArrayLike, scores: ArrayLike, *, threshold: float | None = No
 class Metric:
     """One entry of ``METRICS``.
 
-    ``needs`` says in words what makes the metric defined. ``has_interval`` is False where the
-    percentile bootstrap misleads.
+    ``needs`` says in words what makes the metric defined. ``interval`` is the kind of bootstrap
+    interval: ``basic`` (values mirrored at the estimate) where resampling adds noise to the value
+    itself, so that percentiles of the resamples lie too high. ``smallest`` is a bound that no value
+    can lie below, None where there is none.
     """
 
     name: str
     title: str
-    higher_is_better: bool
+    best: float
     needs: str
     statistic: Callable[[Scored], Statistic]
-    has_interval: bool = True
+    interval: Literal["percentile", "basic"] = "percentile"
+    smallest: float | None = 0.0
 
     def __call__(
         self, labels: ArrayLike, scores: ArrayLike, *, threshold: float | None = None
@@ -167,6 +173,16 @@ def _ece(patches: Scored) -> Statistic:
     return lambda weights: _ratio(np.abs(weights @ excess).sum(axis=1), weights.sum(axis=1))
 
 
+def _calibration_slope(patches: Scored) -> Statistic:
+    points = points_of(patches.labels, patches.probabilities)
+    return lambda weights: fit_line(points, weights)[:, 1]
+
+
+def _calibration_intercept(patches: Scored) -> Statistic:
+    points = points_of(patches.labels, patches.probabilities)
+    return lambda weights: fit_shift(points, weights)
+
+
 def bin_of(probabilities: Floats) -> NDArray[np.intp]:
     """(n,) which of the ``N_BINS`` equal bins of [0, 1] holds each; 1.0 lies in the last."""
     return np.minimum((probabilities * N_BINS).astype(np.intp), N_BINS - 1)
@@ -227,7 +243,7 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
 auroc = Metric(
     name="auroc",
     title="AUROC",
-    higher_is_better=True,
+    best=1.0,
     needs="patches of both classes",
     statistic=_auroc,
 )
@@ -236,7 +252,7 @@ auroc = Metric(
 average_precision = Metric(
     name="average_precision",
     title="average precision",
-    higher_is_better=True,
+    best=1.0,
     needs="tumour patches",
     statistic=_average_precision,
 )
@@ -245,7 +261,7 @@ average_precision = Metric(
 sensitivity = Metric(
     name="sensitivity",
     title="sensitivity",
-    higher_is_better=True,
+    best=1.0,
     needs="tumour patches",
     statistic=_share(_called, _labels),
 )
@@ -254,7 +270,7 @@ sensitivity = Metric(
 specificity = Metric(
     name="specificity",
     title="specificity",
-    higher_is_better=True,
+    best=1.0,
     needs="normal patches",
     statistic=_share(_not_called, _not_labels),
 )
@@ -263,7 +279,7 @@ specificity = Metric(
 ppv = Metric(
     name="ppv",
     title="PPV",
-    higher_is_better=True,
+    best=1.0,
     needs="patches called tumour",
     statistic=_share(_labels, _called),
 )
@@ -272,7 +288,7 @@ ppv = Metric(
 npv = Metric(
     name="npv",
     title="NPV",
-    higher_is_better=True,
+    best=1.0,
     needs="patches called normal",
     statistic=_share(_not_labels, _not_called),
 )
@@ -281,7 +297,7 @@ npv = Metric(
 f1 = Metric(
     name="f1",
     title="F1",
-    higher_is_better=True,
+    best=1.0,
     needs="patches that are tumour or called so",
     statistic=_f1,
 )
@@ -290,7 +306,7 @@ f1 = Metric(
 log_loss = Metric(
     name="log_loss",
     title="log loss",
-    higher_is_better=False,
+    best=0.0,
     needs="patches",
     statistic=_log_loss,
 )
@@ -299,7 +315,7 @@ log_loss = Metric(
 brier_loss = Metric(
     name="brier_loss",
     title="Brier loss",
-    higher_is_better=False,
+    best=0.0,
     needs="patches",
     statistic=_brier_loss,
 )
@@ -308,15 +324,36 @@ brier_loss = Metric(
 ece = Metric(
     name="ece",
     title="ECE",
-    higher_is_better=False,
+    best=0.0,
     needs="patches",
     statistic=_ece,
-    # resampling adds noise to every bin, so resamples lie above the value itself
-    has_interval=False,
+    interval="basic",
 )
 """Expected calibration error: over ``N_BINS`` equal bins of the probability, the share of patches
 in the bin times |share of tumour − mean probability| there (Guo et al. 2017, for the tumour
 class)."""
+
+calibration_slope = Metric(
+    name="calibration_slope",
+    title="calibration slope",
+    best=1.0,
+    needs="patches of both classes that overlap in probability",
+    statistic=_calibration_slope,
+    smallest=None,
+)
+"""Slope of the logistic regression of the label on the logit of the probability (Cox 1958); below 1
+the probabilities are too extreme, above 1 too timid."""
+
+calibration_intercept = Metric(
+    name="calibration_intercept",
+    title="calibration intercept",
+    best=0.0,
+    needs="patches of both classes",
+    statistic=_calibration_intercept,
+    smallest=None,
+)
+"""Its intercept with the slope held at 1, "calibration in the large" (Van Calster et al. 2019):
+above 0 there is more tumour than the probabilities say, below 0 less."""
 
 METRICS = {
     metric.name: metric
@@ -331,5 +368,7 @@ METRICS = {
         log_loss,
         brier_loss,
         ece,
+        calibration_slope,
+        calibration_intercept,
     )
 }

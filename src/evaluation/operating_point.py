@@ -1,7 +1,7 @@
 """The threshold on the probability, chosen on val; a patch is called tumour at or above it.
 
-To add a rule: write ``(patches, limit) -> threshold`` and name it in
-``OPERATING_POINTS`` as ``evaluate.operating_point`` of ``params.yaml`` spells it.
+To add a rule: write ``(patches, **limits) -> threshold`` and name it in ``OPERATING_POINTS`` by its
+limits, as ``evaluate.operating_point`` of ``params.yaml`` spells them.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,12 +19,14 @@ from src.system.errors import ProjectError
 class OperatingPoint:
     """What turns a logit into a decision: sigmoid(logit / temperature) >= threshold.
 
-    ``rule`` is what chose the threshold on val, e.g. ``{"min_sensitivity": 0.95}``.
+    ``rule`` is what chose the threshold on val, e.g. ``{"min_sensitivity": 0.95}``; ``tta`` says
+    whether the logit is the mean over the 8 views.
     """
 
     rule: Mapping[str, float]
     threshold: float
     temperature: float
+    tta: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The content of ``operating_point.json``."""
@@ -32,13 +34,14 @@ class OperatingPoint:
             "rule": dict(self.rule),
             "threshold": self.threshold,
             "temperature": self.temperature,
+            "tta": self.tta,
         }
 
 
 def choose_threshold(
     rule: Mapping[str, float], labels: ArrayLike, probabilities: ArrayLike
 ) -> float:
-    """The threshold that ``rule``, one entry of ``OPERATING_POINTS`` with its limit, picks.
+    """The threshold that ``rule``, one entry of ``OPERATING_POINTS`` with its limits, picks.
 
     Raises
     ------
@@ -47,16 +50,16 @@ def choose_threshold(
     UndefinedMetric
         The patches can't meet it.
     """
-    if len(rule) != 1 or not set(rule) <= set(OPERATING_POINTS):
+    names = tuple(sorted(rule))
+    if names not in OPERATING_POINTS:
+        allowed = ", ".join(" with ".join(limits) for limits in OPERATING_POINTS)
         raise ProjectError(
-            f"evaluate.operating_point must be one of {', '.join(OPERATING_POINTS)}; "
-            f"got {', '.join(rule) or 'none'}"
+            f"evaluate.operating_point must be one of {allowed}; got {', '.join(rule) or 'none'}"
         )
-    ((name, limit),) = rule.items()
-    return OPERATING_POINTS[name](scored(labels, probabilities), limit)
+    return OPERATING_POINTS[names](scored(labels, probabilities), **rule)
 
 
-def _reaching_sensitivity(patches: Scored, min_sensitivity: float) -> float:
+def _reaching_sensitivity(patches: Scored, *, min_sensitivity: float) -> float:
     """The highest threshold at which the sensitivity is at least ``min_sensitivity``."""
     tumour = np.sort(patches.scores[patches.labels])[::-1]
     if not len(tumour):
@@ -68,6 +71,50 @@ def _reaching_sensitivity(patches: Scored, min_sensitivity: float) -> float:
     return float(tumour[np.argmax(sensitivities >= min_sensitivity)])
 
 
-OPERATING_POINTS: dict[str, Callable[[Scored, float], float]] = {
-    "min_sensitivity": _reaching_sensitivity,
+def _reaching_specificity(patches: Scored, *, min_specificity: float) -> float:
+    """The lowest threshold at which the specificity is at least ``min_specificity``.
+
+    It is the score of some patch, so that at least one patch is called tumour.
+    """
+    thresholds = np.unique(patches.scores)
+    normal = np.sort(patches.scores[~patches.labels])
+    if not len(normal):
+        raise UndefinedMetric(
+            "min_specificity needs normal patches in val; got 0: raise split.val_fraction"
+        )
+    specificities = np.searchsorted(normal, thresholds, side="left") / len(normal)
+    reached = specificities >= min_specificity
+    if not reached.any():
+        raise UndefinedMetric(
+            f"min_specificity {min_specificity:g} would call no val patch tumour: the highest "
+            f"probability is shared by {1 - specificities[-1]:.1%} of the normal patches; "
+            "lower it, or improve the model"
+        )
+    return float(thresholds[np.argmax(reached)])
+
+
+def _least_cost(patches: Scored, *, cost_fn: float, cost_fp: float) -> float:
+    """The threshold with the least ``cost_fn`` × missed tumour + ``cost_fp`` × false alarms.
+
+    Counted on the patches, not derived from the probabilities (Elkan 2001: cost_fp / (cost_fp +
+    cost_fn)), so that it holds where they are off. Of equal costs the lowest threshold, which
+    finds more tumour.
+    """
+    thresholds = np.unique(patches.scores)
+    tumour = np.sort(patches.scores[patches.labels])
+    normal = np.sort(patches.scores[~patches.labels])
+    if not len(tumour) or not len(normal):
+        raise UndefinedMetric(
+            f"costs need patches of both classes in val; got {len(normal)} normal and "
+            f"{len(tumour)} tumour: raise split.val_fraction"
+        )
+    missed = np.searchsorted(tumour, thresholds, side="left")
+    false_alarms = len(normal) - np.searchsorted(normal, thresholds, side="left")
+    return float(thresholds[np.argmin(cost_fn * missed + cost_fp * false_alarms)])
+
+
+OPERATING_POINTS: dict[tuple[str, ...], Callable[..., float]] = {
+    ("min_sensitivity",): _reaching_sensitivity,
+    ("min_specificity",): _reaching_specificity,
+    ("cost_fn", "cost_fp"): _least_cost,
 }

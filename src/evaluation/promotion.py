@@ -1,25 +1,48 @@
 """Whether a version becomes champion: a pure decision, with every reason.
 
-To add a rule: write ``Evidence -> Check`` and name it in ``PROMOTION_RULES``; all must hold.
+To add a rule: write what is allowed and a judge, both of :class:`Evidence`, and name them in
+``PROMOTION_RULES``. All must hold.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from src.evaluation.intervals import Difference
+
+RELOAD_TOLERANCE = 1e-4  # in probability; float32 on other batch sizes stays well below
+GOLDEN_TOLERANCE = 1e-3  # in logit; batch size, threads and oneDNN moved it by 4e-6
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of the challenger on holdout.
+    """What is known of a version on holdout.
 
-    ``to_champion`` is None where there is no champion; ``margin`` is the AUROC a challenger may
-    fall below it.
+    Attributes
+    ----------
+    to_baseline : AUROC against the colour baseline's on the same patches
+    to_champion : AUROC against the champion's on the same patches; None where none stands
+    no_champion : why there is none to compare with
+    margin : AUROC by which a version may be worse than the champion
+    n_groups : groups of the patches it was judged on that hold a class, by class
+    min_groups : fewest groups a class
+    reload_error : largest difference in probability between what was evaluated and what the
+        version gives, loaded from the registry; None where only its loading could be checked
+    golden_error : largest difference in logit from the golden batch stored with the version
+    rejected : why a person rejected it; None where nobody did
+    not_judged : rule → why it can't be judged; such a rule doesn't hold
     """
 
-    to_baseline: Difference
+    to_baseline: Difference | None
     to_champion: Difference | None
     margin: float
+    n_groups: Mapping[str, int]
+    min_groups: int
+    reload_error: float | None = None
+    golden_error: float | None = None
+    rejected: str | None = None
+    no_champion: str = "no champion yet"
+    not_judged: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -30,6 +53,19 @@ class Check:
     allowed: str
     held: bool
     reason: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a rule allows, in words, and how it judges: value, whether it holds, the reason.
+
+    ``of_integrity`` marks a rule that not even a forced promotion passes over: one about whether
+    the version is what was registered, not about how good it is.
+    """
+
+    allowed: Callable[[Evidence], str]
+    judge: Callable[[Evidence], tuple[float | None, bool, str]]
+    of_integrity: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,55 +80,109 @@ class Decision:
         """One sentence a rule, in order."""
         return [check.reason for check in self.checks.values()]
 
+    @property
+    def failed(self) -> list[str]:
+        """Names of the rules that did not hold."""
+        return [name for name, check in self.checks.items() if not check.held]
 
-def decide(
-    challenger_vs_baseline: Difference,
-    challenger_vs_champion: Difference | None,
-    *,
-    margin: float,
-) -> Decision:
-    """Apply every rule of ``PROMOTION_RULES``; the champion's difference is None without one."""
-    evidence = Evidence(challenger_vs_baseline, challenger_vs_champion, margin)
-    checks = {name: rule(evidence) for name, rule in PROMOTION_RULES.items()}
+    @property
+    def failed_integrity(self) -> list[str]:
+        """Those of them that can't be forced."""
+        return [name for name in self.failed if PROMOTION_RULES[name].of_integrity]
+
+    def as_table(self) -> list[dict[str, Any]]:
+        """One row a rule: ``rule``, ``value``, ``allowed``, ``held``, ``reason``; for JSON."""
+        return [{"rule": name, **asdict(check)} for name, check in self.checks.items()]
+
+
+def decide(evidence: Evidence) -> Decision:
+    """Apply every rule of ``PROMOTION_RULES``."""
+    checks = {name: _check(name, rule, evidence) for name, rule in PROMOTION_RULES.items()}
     return Decision(all(check.held for check in checks.values()), checks)
 
 
-def _beats_baseline(evidence: Evidence) -> Check:
+def _check(name: str, rule: Rule, evidence: Evidence) -> Check:
+    allowed = rule.allowed(evidence)
+    if name in evidence.not_judged:
+        return Check(None, allowed, held=False, reason=evidence.not_judged[name])
+    value, held, reason = rule.judge(evidence)
+    return Check(value, allowed, held, reason)
+
+
+def _files_verified(evidence: Evidence) -> tuple[float | None, bool, str]:  # noqa: ARG001
+    return None, True, "every file is the one that was registered"
+
+
+def _reloaded(evidence: Evidence) -> tuple[float | None, bool, str]:
+    error = evidence.reload_error
+    if error is None:
+        return None, True, "loads from the registry"
+    return (
+        error,
+        error <= RELOAD_TOLERANCE,  # False for NaN
+        f"loaded from the registry, its probabilities differ by up to {error:.2g} from those "
+        "that were evaluated",
+    )
+
+
+def _golden_batch(evidence: Evidence) -> tuple[float | None, bool, str]:
+    error = evidence.golden_error
+    if error is None:
+        return None, False, "registered without a golden batch; register it again"
+    held = error <= GOLDEN_TOLERANCE
+    verb = "reproduces" if held else "does not reproduce"
+    return error, held, f"{verb} its golden batch: logits differ by up to {error:.2g}"
+
+
+def _beats_baseline(evidence: Evidence) -> tuple[float | None, bool, str]:
     difference = evidence.to_baseline
-    held = difference.above_zero
-    verb = "beats" if held else "does not beat"
-    return Check(
-        value=difference.low,
-        allowed="> 0",
-        held=held,
-        reason=f"{verb} the colour baseline: AUROC {_signed(difference)}",
-    )
-
-
-def _not_below_champion(evidence: Evidence) -> Check:
-    difference, margin = evidence.to_champion, evidence.margin
     if difference is None:
-        return Check(value=None, allowed=_at_least(margin), held=True, reason="no champion yet")
-    held = difference.value >= -margin
-    verb = "is not below" if held else "is below"
-    return Check(
-        value=difference.value,
-        allowed=_at_least(margin),
-        held=held,
-        reason=f"{verb} the champion on the same patches: AUROC {_signed(difference)}, "
-        f"allowed {_at_least(margin)}",
+        return None, False, "not compared with the colour baseline"
+    verb = "beats" if difference.above_zero else "does not beat"
+    reason = f"{verb} the colour baseline: AUROC {_signed(difference)}"
+    return difference.low, difference.above_zero, reason
+
+
+def _not_worse_than_champion(evidence: Evidence) -> tuple[float | None, bool, str]:
+    difference = evidence.to_champion
+    if difference is None:
+        return None, True, evidence.no_champion
+    held = difference.low > -evidence.margin
+    verb = "is not worse" if held else "may be worse"
+    return (
+        difference.low,
+        held,
+        f"{verb} than the champion on the same patches: AUROC {_signed(difference)}, the interval "
+        f"must lie above {_lowest(evidence)}",
     )
 
 
-def _at_least(margin: float) -> str:
-    return f">= {-margin + 0.0:g}"  # + 0.0 turns -0 into 0
+def _minimum_groups(evidence: Evidence) -> tuple[float | None, bool, str]:
+    fewest = min(evidence.n_groups.values(), default=0)
+    counts = ", ".join(f"{n:,} hold {name} patches" for name, n in evidence.n_groups.items())
+    return fewest, fewest >= evidence.min_groups, f"of the holdout groups {counts or 'none count'}"
+
+
+def _not_rejected(evidence: Evidence) -> tuple[float | None, bool, str]:
+    if evidence.rejected is None:
+        return None, True, "nobody rejected it"
+    return None, False, f"was rejected: {evidence.rejected}"
+
+
+def _lowest(evidence: Evidence) -> str:
+    return f"{-evidence.margin + 0.0:g}"  # + 0.0 turns -0 into 0
 
 
 def _signed(difference: Difference) -> str:
     return f"{difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"
 
 
-PROMOTION_RULES: dict[str, Callable[[Evidence], Check]] = {
-    "beats_baseline": _beats_baseline,
-    "not_below_champion": _not_below_champion,
+PROMOTION_RULES: dict[str, Rule] = {
+    "files_verified": Rule(lambda _: "as registered", _files_verified, of_integrity=True),
+    "reloaded": Rule(lambda _: f"<= {RELOAD_TOLERANCE:g}", _reloaded, of_integrity=True),
+    "golden_batch": Rule(lambda _: f"<= {GOLDEN_TOLERANCE:g}", _golden_batch, of_integrity=True),
+    "beats_baseline": Rule(lambda _: "> 0", _beats_baseline),
+    "not_worse_than_champion": Rule(lambda e: f"> {_lowest(e)}", _not_worse_than_champion),
+    "minimum_groups": Rule(lambda e: f">= {e.min_groups}", _minimum_groups),
+    "not_rejected": Rule(lambda _: "not rejected", _not_rejected),
 }

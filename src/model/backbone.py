@@ -40,6 +40,36 @@ def _resnet50(preprocessed: Any) -> Any:
     return keras.applications.ResNet50(include_top=False, weights=None, input_tensor=preprocessed)
 
 
+def _resnet_tiny(preprocessed: Any) -> Any:
+    """ResNet50's plan with one bottleneck block a stage and an eighth of its channels."""
+    import keras
+
+    x = _convolved(preprocessed, "conv1", n=8, size=7, stride=2)
+    x = keras.layers.MaxPooling2D(3, strides=2, padding="same", name="pool1_pool")(x)
+    for stage, n in enumerate((8, 16, 32, 64), start=2):
+        x = _bottleneck(x, f"conv{stage}_block1", n=n, stride=1 if stage == 2 else 2)
+    return keras.Model(keras.utils.get_source_inputs(preprocessed), x)
+
+
+def _bottleneck(x: Any, name: str, *, n: int, stride: int) -> Any:
+    import keras
+
+    shortcut = _convolved(x, f"{name}_0", n=4 * n, size=1, stride=stride, relu=False)
+    x = _convolved(x, f"{name}_1", n=n, size=1, stride=stride)
+    x = _convolved(x, f"{name}_2", n=n, size=3, stride=1)
+    x = _convolved(x, f"{name}_3", n=4 * n, size=1, stride=1, relu=False)
+    x = keras.layers.Add(name=f"{name}_add")([shortcut, x])
+    return keras.layers.Activation("relu", name=f"{name}_out")(x)
+
+
+def _convolved(x: Any, name: str, *, n: int, size: int, stride: int, relu: bool = True) -> Any:
+    import keras
+
+    x = keras.layers.Conv2D(n, size, strides=stride, padding="same", name=f"{name}_conv")(x)
+    x = keras.layers.BatchNormalization(epsilon=1.001e-5, name=f"{name}_bn")(x)
+    return keras.layers.Activation("relu", name=f"{name}_relu")(x) if relu else x
+
+
 def _resnet_blocks(blocks_per_stage: dict[str, int]) -> tuple[str, ...]:
     return tuple(
         f"{stage}_block{number}"
@@ -60,6 +90,11 @@ BACKBONES = {
             n_bytes=94_765_736,
             md5="4d473c1dd8becc155b73f8504c6f6626",
         ),
+    ),
+    "resnet_tiny": Backbone(
+        build=_resnet_tiny,
+        blocks=_resnet_blocks({"conv2": 1, "conv3": 1, "conv4": 1, "conv5": 1}),
+        imagenet=None,
     ),
 }
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 LOGIT = "logit"
 POOLED = "pooled"
 FEATURE_SCALE = "feature_scale"
+_GEM_POWER = 3.0
+_GEM_FLOOR = 1e-6  # the root's slope is infinite at 0
 
 
 def build_classifier(model: ModelParams) -> "keras.Model":
@@ -48,4 +50,19 @@ def _average_and_max(feature_map: Any) -> Any:
     return keras.layers.Concatenate(name=POOLED)([average, highest])
 
 
-POOLINGS = {"avg": _average, "avg_max": _average_and_max}
+def _generalised_mean(feature_map: Any) -> Any:
+    """(mean of x^p)^(1/p), between mean (p = 1) and maximum (p → ∞).
+
+    Radenović, Tolias & Chum 2018, eq. 3, with p fixed at the value they start from: a p that is
+    learnt would need a layer of our own in the saved file. In float32 whatever the policy: cubes
+    leave float16's range.
+    """
+    import keras
+
+    x = keras.ops.maximum(keras.ops.cast(feature_map, "float32"), _GEM_FLOOR)
+    cubes = keras.ops.mean(keras.ops.power(x, _GEM_POWER), axis=(1, 2))
+    mean = keras.ops.power(cubes, 1 / _GEM_POWER)
+    return keras.layers.Identity(dtype="float32", name=POOLED)(mean)
+
+
+POOLINGS = {"avg": _average, "avg_max": _average_and_max, "gem": _generalised_mean}

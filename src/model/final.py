@@ -1,9 +1,52 @@
 """The classifier that is served: the same network with a calibrated probability as output."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from src.system.errors import ProjectError
 
 if TYPE_CHECKING:
     import keras
+
+CONTRACT_FILE = "contract.json"
+CONTRACT: Mapping[str, Any] = {
+    "format": 1,  # counts up with whatever changes the meaning of input or output
+    "input": {"shape": [96, 96, 3], "dtype": "uint8", "channels": "RGB"},
+    "preprocessing": "inside the model",
+    "output": {"shape": [1], "dtype": "float32", "meaning": "probability of tumour"},
+}
+"""What goes into the served classifier and what comes out; kept beside its file."""
+
+_REMEDY = "make one with this code: dvc repro --force evaluate register, and promote it"
+
+
+class ContractError(ProjectError):
+    """A classifier expects other input, or gives other output, than this code works with."""
+
+
+def check_contract(recorded: Mapping[str, Any] | None, model: "keras.Model") -> None:
+    """Refuse a classifier whose recorded contract, or whose own input and output, differs.
+
+    ``recorded`` is None where it was written before contracts were: those are of format 1.
+
+    Raises
+    ------
+    ContractError
+        With each difference.
+    """
+    recorded = recorded or {**CONTRACT, "format": 1}
+    own = {
+        side: {**CONTRACT[side], "shape": list(tensor.shape[1:]), "dtype": tensor.dtype}
+        for side, tensor in (("input", model.input), ("output", model.output))
+    }
+    for found in (recorded, {**CONTRACT, **own}):
+        different = [
+            f"{name} is {found.get(name)}, this code works with {CONTRACT.get(name)}"
+            for name in sorted(CONTRACT.keys() | found.keys())
+            if found.get(name) != CONTRACT.get(name)
+        ]
+        if different:
+            raise ContractError(f"the model's contract differs: {'; '.join(different)}; {_REMEDY}")
 
 
 def probability_classifier(model: "keras.Model", *, temperature: float) -> "keras.Model":

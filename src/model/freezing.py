@@ -4,9 +4,15 @@ from typing import TYPE_CHECKING, Literal
 
 from src.model.backbone import BACKBONES, block_of
 from src.model.classifier import LOGIT, POOLED
+from src.system.errors import ProjectError
 
 if TYPE_CHECKING:
     import keras
+
+
+class TooDeep(ProjectError):
+    """More blocks are to be unfrozen than the backbone has."""
+
 
 BatchNormMode = Literal["frozen", "train"]
 
@@ -21,13 +27,17 @@ def unfreeze(model: "keras.Model", *, backbone: str, depth: int, batch_norm: Bat
     import keras
 
     blocks = BACKBONES[backbone].blocks
+    if depth > len(blocks):
+        raise TooDeep(
+            f"{backbone} has {len(blocks)} residual blocks (got depth: {depth}); lower it"
+        )
     lowest_freed = len(blocks) - depth
     for layer in model.layers:
         block = block_of(layer.name, blocks)
         freed = (
             layer.name == LOGIT
             or (block is not None and block >= lowest_freed)
-            or (depth == len(blocks) and _is_stem(layer))
+            or (depth == len(blocks) and is_stem(layer))
         )
         is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)
         layer.trainable = freed and not (is_batch_norm and batch_norm == "frozen")
@@ -65,5 +75,6 @@ def cut(
     return trunk, tail
 
 
-def _is_stem(layer: "keras.layers.Layer") -> bool:
+def is_stem(layer: "keras.layers.Layer") -> bool:
+    """Whether the layer stands below the first residual block and holds weights of its own."""
     return bool(layer.name.startswith("conv1_"))

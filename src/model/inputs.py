@@ -1,53 +1,167 @@
-"""What enters the tail: activations of the frozen trunk, for a batch of patches and views."""
+"""What enters the tail: activations of the frozen trunk for a batch of patches and views.
+
+Whether they come from the cache or are computed changes no result: activations are rounded to the
+cache's type either way, and the trunk gives a patch the same bits in whatever batch it comes (a
+test holds it on CPU).
+"""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from logging import Logger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from src.data.batches import Batch
+from src.data.batches import VIEW_BLOCK, Batch
 from src.data.labelled import LabelledPatches
-from src.data.views import apply_views
+from src.data.views import apply_view, apply_views
+from src.model.activations import ActivationFile, as_stored
+from src.model.cache import mark_used
+from src.model.cache_plan import CachePlan
+from src.system.progress import progress
 
 if TYPE_CHECKING:
     import keras
 
-Inputs = Callable[[Batch], Any]
-"""A batch of positions → float32 activations (batch, …); uint8 pixels where nothing is frozen."""
+Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""uint8 patches (k, 96, 96, 3) → float32 activations (k, …) of the frozen trunk."""
+
+_ROWS_STEP = 16  # computed rows are filled up to a multiple, so that few shapes are compiled
 
 
-def pixel_inputs(trunk: "keras.Model | None", patches: LabelledPatches) -> Inputs:
-    """Read the pixels, apply the views, and run the trunk in inference mode, batch by batch."""
-    forward = _inference(trunk) if trunk is not None else _as_tensor
+class Inputs(Protocol):
+    """One split as the tail sees it."""
 
-    def activations(batch: Batch) -> Any:
-        pixels = patches.pixels[patches.rows[batch.positions]]
-        return forward(apply_views(pixels, batch.views))
+    def prepare(self, views: NDArray[np.int64]) -> None:
+        """Make ready for a pass in which patch i is met in view ``views[i]`` (n,)."""
 
-    return activations
-
-
-def feature_inputs(features: NDArray[np.float32]) -> Inputs:
-    """Pick rows of features computed once, (views, n, n_features) float32."""
-
-    def activations(batch: Batch) -> Any:
-        return _as_tensor(features[batch.views, batch.positions])
-
-    return activations
+    def __call__(self, batch: Batch) -> Any:
+        """What enters the tail, a tensor (batch, …)."""
 
 
-def _inference(trunk: "keras.Model") -> Callable[[NDArray[np.uint8]], Any]:
+class PixelInputs:
+    """uint8 pixels in their views, where nothing is frozen or pixels are augmented."""
+
+    def __init__(
+        self, patches: LabelledPatches, transform: Callable[[Any], Any] | None = None
+    ) -> None:
+        self._patches = patches
+        self._transform = transform
+
+    def prepare(self, views: NDArray[np.int64]) -> None:
+        """Nothing to make ready."""
+
+    def __call__(self, batch: Batch) -> Any:
+        import tensorflow as tf
+
+        pixels = self._patches.take(batch.positions)
+        tensor = tf.constant(apply_views(pixels, batch.views))
+        return tensor if self._transform is None else self._transform(tensor)
+
+
+class CachedInputs:
+    """Activations from the cache; those the plan doesn't keep are computed for each batch."""
+
+    def __init__(
+        self,
+        patches: LabelledPatches,
+        forward: Forward,
+        *,
+        folder: Path,
+        plan: CachePlan,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        log: Logger,
+    ) -> None:
+        self._patches = patches
+        self._forward = forward
+        self._folder = folder
+        self._plan = plan
+        self._shape = shape
+        self._dtype = np.dtype(dtype)
+        self._log = log
+        self._files: dict[int, ActivationFile] = {}
+
+    def prepare(self, views: NDArray[np.int64]) -> None:
+        """Compute the kept blocks of this pass that are not on disk yet."""
+        wanted = self._wanted(views)
+        missing = {view: self._file(view).missing(blocks) for view, blocks in wanted.items()}
+        n_missing = sum(len(blocks) for blocks in missing.values()) * VIEW_BLOCK
+        mark_used(self._folder)
+        if not n_missing:
+            return
+        task = f"{self._patches.split}: frozen layers computed for"
+        with progress(task, min(n_missing, len(self._patches)), "patches", self._log) as advance:
+            try:
+                for view, blocks in missing.items():
+                    self._file(view).ensure(
+                        blocks,
+                        partial(self._compute_block, view),
+                        advance=advance,
+                        log=self._log,
+                    )
+            except OSError as error:
+                self._log.warning(
+                    f"activations can't be kept ({error}); the rest is computed in every epoch"
+                )
+
+    def __call__(self, batch: Batch) -> Any:
+        import tensorflow as tf
+
+        values = np.empty((len(batch.positions), *self._shape), self._dtype)
+        computed = np.ones(len(values), np.bool_)
+        for view in np.unique(batch.views):
+            chosen = np.flatnonzero(batch.views == view)
+            file = self._file(int(view))
+            kept = chosen[file.has(batch.positions[chosen])]
+            values[kept] = file.read(batch.positions[kept])
+            computed[kept] = False
+        if computed.any():
+            values[computed] = self._compute(batch.positions[computed], batch.views[computed])
+        return tf.cast(tf.constant(values), tf.float32)
+
+    def _wanted(self, views: NDArray[np.int64]) -> dict[int, list[int]]:
+        """View → kept blocks that are met in it."""
+        kept = views[: self._plan.n_kept * VIEW_BLOCK]
+        blocks = np.arange(len(kept)) // VIEW_BLOCK
+        return {int(v): np.unique(blocks[kept == v]).tolist() for v in np.unique(kept)}
+
+    def _file(self, view: int) -> ActivationFile:
+        if view not in self._files:
+            self._files[view] = ActivationFile(
+                self._folder, view, n=len(self._patches), shape=self._shape, dtype=self._dtype
+            )
+        return self._files[view]
+
+    def _compute_block(self, view: int, block: int) -> NDArray[np.float32]:
+        first = block * VIEW_BLOCK
+        positions = np.arange(first, min(first + VIEW_BLOCK, len(self._patches)))
+        pixels = apply_view(self._patches.take(positions), view)
+        return self._forward(_filled_up(pixels, VIEW_BLOCK))[: len(positions)]
+
+    def _compute(
+        self, positions: NDArray[np.int64], views: NDArray[np.int64]
+    ) -> NDArray[np.generic]:
+        pixels = _filled_up(apply_views(self._patches.take(positions), views), _ROWS_STEP)
+        return as_stored(self._forward(pixels)[: len(positions)], self._dtype)
+
+
+def trunk_forward(trunk: "keras.Model") -> Forward:
+    """The trunk in inference mode, compiled."""
     import tensorflow as tf
 
     @tf.function(reduce_retracing=True)
     def forward(pixels: Any) -> Any:
         return trunk(pixels, training=False)
 
-    return lambda pixels: forward(tf.constant(pixels))
+    return lambda pixels: forward(tf.constant(pixels)).numpy()
 
 
-def _as_tensor(values: NDArray[Any]) -> Any:
-    import tensorflow as tf
-
-    return tf.constant(values)
+def _filled_up(pixels: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
+    """With the first patch repeated at the end, up to a multiple of ``multiple``."""
+    lacking = -len(pixels) % multiple
+    if not lacking:
+        return pixels
+    return np.concatenate([pixels, np.repeat(pixels[:1], lacking, axis=0)])

@@ -1,18 +1,26 @@
 """The training loop of one phase: epochs, validation, schedule, early stopping, checkpoints."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.batches import n_batches, ordered_batches, training_batches
+from src.data.batches import (
+    Batch,
+    epoch_views,
+    n_batches,
+    ordered_batches,
+    training_batches,
+)
 from src.model.checkpoint import Checkpoint
 from src.model.class_weights import ClassWeights
 from src.model.inputs import Inputs
+from src.model.replicas import ReplicatedStep
 from src.model.schedules import Schedule, make_schedule
 from src.model.step import TailStep
 from src.model.stopping import Patience
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
     import keras
 
 Score = Callable[[NDArray[np.uint8], NDArray[np.float64]], float]
-_CHECK_LOSS_EVERY = 20
+_LOSSES_READ_EVERY = 20  # steps; reading one waits for the step
 
 
 class TrainingDiverged(ProjectError):
@@ -39,14 +47,17 @@ class Phase:
     ----------
     name : ``train`` or ``finetune``
     tail : the trained part; shares its variables with the whole classifier
+    step : its compiled training step
     train_inputs, val_inputs : batches of positions → what enters the tail
     train_labels, val_labels : (n,) uint8 of 0 and 1
     auroc : labels, logits → area under the ROC curve
-    jit_compile : whether the step is compiled with XLA
+    random_state : variables of what is random before the tail (augmentation)
+    checkpoint_s : seconds between checkpoints within an epoch
     """
 
     name: str
     tail: "keras.Model"
+    step: TailStep | ReplicatedStep
     train_inputs: Inputs
     val_inputs: Inputs
     train_labels: NDArray[np.uint8]
@@ -54,7 +65,8 @@ class Phase:
     weights: ClassWeights
     params: TrainParams
     auroc: Score
-    jit_compile: bool
+    random_state: "Sequence[keras.Variable]" = ()
+    checkpoint_s: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,8 @@ class Epoch:
     """What one epoch did.
 
     ``loss`` is the class-weighted training loss averaged over the epoch, ``val_loss`` the plain
-    log loss on val after it, ``learning_rate`` the rate of its last step.
+    log loss on val after it, ``learning_rate`` the rate of its last step. ``epoch_s``, the time it
+    took, is all that may differ between two runs of the same work.
     """
 
     epoch: int
@@ -80,11 +93,23 @@ class Fit:
     history: list[Epoch]
     best_epoch: int
     stopped_early: bool
-    wall_s: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For ``fit.json``."""
-        return asdict(self)
+        """For ``fit.json``: the same from every run of the same work, so without times."""
+        history = [
+            {name: value for name, value in asdict(epoch).items() if name != "epoch_s"}
+            for epoch in self.history
+        ]
+        return {
+            "history": history,
+            "best_epoch": self.best_epoch,
+            "stopped_early": self.stopped_early,
+        }
+
+    def timing(self) -> dict[str, Any]:
+        """For ``timing.json``: seconds of each epoch and of all."""
+        epoch_s = [epoch.epoch_s for epoch in self.history]
+        return {"epoch_s": epoch_s, "wall_s": sum(epoch_s)}
 
 
 def fit(
@@ -92,40 +117,49 @@ def fit(
 ) -> Fit:
     """Train until the epochs are used up or patience is; leave the best epoch's weights in place.
 
-    After every epoch the whole state is written to ``checkpoint``; a phase that was interrupted
-    goes on after its last whole epoch with the same result as if nothing had happened.
+    After every epoch, and every ``checkpoint_s`` within one, the whole state is written to
+    ``checkpoint``: a phase that is killed goes on from there, with the same result as if nothing
+    had happened. ``on_epoch`` hears of all epochs, also of those before an interruption. What is
+    left in ``checkpoint`` is the result; a finished phase is not trained again.
 
     Raises
     ------
     TrainingDiverged
         The loss became NaN or infinite; names the epoch.
     """
-    run = _Run(phase, log)
-    history = run.restore(checkpoint)
-    for epoch in history:
+    run = _Run(phase, checkpoint, log)
+    run.restore()
+    for epoch in run.history:
         on_epoch(epoch)
-    while len(history) < phase.params.epochs and not run.patience.exhausted:
-        epoch = run.epoch(len(history) + 1)
-        history.append(epoch)
-        run.save(checkpoint, history)
-        on_epoch(epoch)
-    phase.tail.set_weights(run.best_weights)
+    while not run.is_finished:
+        on_epoch(run.epoch())
+    run.keep_best()
     return Fit(
-        history=history,
+        history=run.history,
         best_epoch=run.patience.best_epoch,
-        stopped_early=len(history) < phase.params.epochs,
-        wall_s=sum(epoch.epoch_s for epoch in history),
+        stopped_early=len(run.history) < phase.params.epochs,
     )
+
+
+@dataclass
+class _Begun:
+    """An epoch in progress: steps done, their summed loss, seconds spent."""
+
+    steps: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
 
 
 class _Run:
     """The moving parts of one phase."""
 
-    def __init__(self, phase: Phase, log: Logger) -> None:
+    def __init__(self, phase: Phase, checkpoint: Checkpoint, log: Logger) -> None:
         self.phase = phase
+        self.checkpoint = checkpoint
         self.log = log
+        self.history: list[Epoch] = []
+        self.begun = _Begun()
         self.steps_per_epoch = n_batches(len(phase.train_labels), phase.params.batch_size)
-        self.step = TailStep(phase.tail, phase.params, jit_compile=phase.jit_compile)
         self.schedule: Schedule = make_schedule(
             phase.params.schedule,
             peak=phase.params.learning_rate,
@@ -133,15 +167,36 @@ class _Run:
             epochs=phase.params.epochs,
         )
         self.patience = Patience(phase.params.early_stopping)
-        self.best_weights: list[NDArray[np.float32]] = phase.tail.get_weights()
+        self.best_weights: list[NDArray[np.float32]] = []
+        self._labels = phase.train_labels.astype(np.float32)
+        self._patch_weights = phase.weights.per_patch(phase.train_labels)
 
-    def epoch(self, number: int) -> Epoch:
-        started = time.monotonic()
-        loss, rate = self._train(number)
+    @property
+    def is_finished(self) -> bool:
+        return len(self.history) == self.phase.params.epochs or self.patience.exhausted
+
+    def epoch(self) -> Epoch:
+        """Train for (the rest of) an epoch, validate, decide, and write the state."""
+        number = len(self.history) + 1
+        started = time.monotonic() - self.begun.seconds
+        loss, rate = self._train(number, started)
+        with self.phase.step.averaged():
+            epoch = self._validated(number, loss, rate, started)
+            is_best = self.patience.observe(number, asdict(epoch))
+            if is_best:
+                self.best_weights = self.phase.tail.get_weights()
+        self.schedule.after_epoch(epoch.val_loss)
+        self.history.append(epoch)
+        self.begun = _Begun()
+        self._save()
+        self._report(epoch, is_best=is_best)
+        return epoch
+
+    def _validated(self, number: int, loss: float, rate: float, started: float) -> Epoch:
         logits = self._val_logits()
         val_loss = _log_loss(self.phase.val_labels, logits)
         _check(val_loss, self.phase, number, "val loss")
-        epoch = Epoch(
+        return Epoch(
             epoch=number,
             loss=loss,
             val_loss=val_loss,
@@ -149,48 +204,56 @@ class _Run:
             learning_rate=rate,
             epoch_s=time.monotonic() - started,
         )
-        is_best = self.patience.observe(number, asdict(epoch))
-        if is_best:
-            self.best_weights = self.phase.tail.get_weights()
-        self.schedule.after_epoch(val_loss)
-        self._report(epoch, is_best=is_best)
-        return epoch
 
-    def _train(self, number: int) -> tuple[float, float]:
+    def _train(self, number: int, started: float) -> tuple[float, float]:
         phase, params = self.phase, self.phase.params
-        n = len(phase.train_labels)
-        labels = phase.train_labels.astype(np.float32)
-        weights = phase.weights.per_patch(phase.train_labels)
-        batches = training_batches(
-            n,
-            batch_size=params.batch_size,
-            n_views=params.views,
-            seed=params.seed,
-            epoch=number,
-        )
-        rate = total = 0.0
+        n, first = len(phase.train_labels), self.begun.steps
+        order = {"n_views": params.views, "seed": params.seed, "epoch": number}
+        phase.train_inputs.prepare(epoch_views(n, **order))
+        batches = training_batches(n, batch_size=params.batch_size, **order)
+        first_step = (number - 1) * self.steps_per_epoch
+        saved: float = time.monotonic()
+        unread: list[tuple[Any, int]] = []
         with progress(f"epoch {number}/{params.epochs}", n, "patches", self.log) as advance:
-            for index, batch in enumerate(batches):
-                rate = self.schedule.rate((number - 1) * self.steps_per_epoch + index)
-                self.step.set_rate(rate)
-                loss = self.step.train(
-                    phase.train_inputs(batch),
-                    labels[batch.positions],
-                    weights[batch.positions],
-                    batch.counted,
-                )
-                total += float(loss) * batch.n_counted
-                if index % _CHECK_LOSS_EVERY == 0:
-                    _check(total, phase, number, "loss")
+            advance(min(n, first * params.batch_size))
+            for index, batch in enumerate(islice(batches, first, None), start=first):
+                loss = self._step(batch, self.schedule.rate(first_step + index))
+                unread.append((loss, batch.n_counted))
+                is_due = time.monotonic() - saved >= phase.checkpoint_s
+                if is_due or len(unread) == _LOSSES_READ_EVERY:
+                    self._read(unread, number)
+                if is_due:
+                    self.begun.seconds = time.monotonic() - started
+                    self._save()
+                    saved = time.monotonic()
                 advance(batch.n_counted)
-        _check(total, phase, number, "loss")
-        return total / n, rate
+        self._read(unread, number)
+        return self.begun.loss / n, self.schedule.rate(first_step + self.steps_per_epoch - 1)
+
+    def _step(self, batch: Batch, rate: float) -> Any:
+        step = self.phase.step
+        step.set_rate(rate)
+        return step.train(
+            self.phase.train_inputs(batch),
+            self._labels[batch.positions],
+            self._patch_weights[batch.positions],
+            batch.counted,
+        )
+
+    def _read(self, unread: list[tuple[Any, int]], number: int) -> None:
+        """Add the losses of the last steps, in their order, and refuse what is no number."""
+        for loss, n_counted in unread:
+            self.begun.loss += float(loss) * n_counted
+        self.begun.steps += len(unread)
+        unread.clear()
+        _check(self.begun.loss, self.phase, number, "loss")
 
     def _val_logits(self) -> NDArray[np.float64]:
         n = len(self.phase.val_labels)
         logits = np.empty(n)
+        self.phase.val_inputs.prepare(np.zeros(n, np.int64))
         for batch in ordered_batches(n, batch_size=self.phase.params.batch_size):
-            values = self.step.forward(self.phase.val_inputs(batch)).numpy()
+            values = self.phase.step.forward(self.phase.val_inputs(batch)).numpy()
             logits[batch.positions[: batch.n_counted]] = values[: batch.n_counted]
         return logits
 
@@ -204,41 +267,52 @@ class _Run:
             f"at most {left * epoch.epoch_s:,.0f} s left"
         )
 
-    def save(self, checkpoint: Checkpoint, history: list[Epoch]) -> None:
-        patience = self.patience
-        checkpoint.save(
+    def keep_best(self) -> None:
+        """Put the best epoch's weights in place; all else of the state is no longer needed."""
+        self.phase.tail.set_weights(self.best_weights)
+        self.checkpoint.save(arrays={"best": self.best_weights}, facts=self._facts())
+
+    def _save(self) -> None:
+        self.checkpoint.save(
             arrays={
-                "variables": [v.numpy() for v in self.phase.tail.variables],
-                "optimizer": [v.numpy() for v in self.step.optimizer.variables],
+                "state": (variable.numpy() for variable in self._state()),
                 "best": self.best_weights,
             },
-            facts={
-                "history": [asdict(epoch) for epoch in history],
-                "schedule": self.schedule.state(),
-                "patience": {
-                    "best_epoch": patience.best_epoch,
-                    "best": patience.best,
-                    "reference": patience.reference,
-                    "epochs_waited": patience.epochs_waited,
-                },
-            },
+            facts=self._facts(),
         )
 
-    def restore(self, checkpoint: Checkpoint) -> list[Epoch]:
-        saved = checkpoint.load()
+    def _state(self) -> "list[keras.Variable]":
+        """Every variable that a step reads or changes, in a fixed order."""
+        return [*self.phase.tail.variables, *self.phase.step.variables, *self.phase.random_state]
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "history": [asdict(epoch) for epoch in self.history],
+            "begun": asdict(self.begun),
+            "schedule": self.schedule.state(),
+            "patience": self.patience.state(),
+        }
+
+    def restore(self) -> None:
+        """Take back the state of an interrupted phase, where there is one."""
+        saved = self.checkpoint.load()
         if saved is None:
-            return []
+            return
         arrays, facts = saved
-        for variable, value in zip(self.phase.tail.variables, arrays["variables"], strict=True):
-            variable.assign(value)
-        for variable, value in zip(self.step.optimizer.variables, arrays["optimizer"], strict=True):
-            variable.assign(value)
-        self.best_weights = arrays["best"]
+        self.history = [Epoch(**epoch) for epoch in facts["history"]]
+        self.begun = _Begun(**facts["begun"])
         self.schedule.restore(facts["schedule"])
         self.patience = Patience(self.phase.params.early_stopping, **facts["patience"])
-        history = [Epoch(**epoch) for epoch in facts["history"]]
-        self.log.info(f"goes on after epoch {len(history)}, where it was interrupted")
-        return history
+        self.best_weights = arrays["best"]
+        if self.is_finished:
+            self.log.info("was finished before: its result is taken; --fresh trains anew")
+            return
+        for variable, value in zip(self._state(), arrays["state"], strict=True):
+            variable.assign(value)
+        self.log.info(
+            f"goes on in epoch {len(self.history) + 1} after {self.begun.steps} of "
+            f"{self.steps_per_epoch} steps, where it was interrupted"
+        )
 
 
 def _log_loss(labels: NDArray[np.uint8], logits: NDArray[np.float64]) -> float:

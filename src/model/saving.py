@@ -1,5 +1,8 @@
-"""A trained phase on disk: ``model.keras``, ``fit.json``, ``run.json`` and their manifest."""
+"""A trained phase on disk: model, ``fit.json``, ``timing.json``, ``run.json``, their manifest."""
 
+import json
+import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +14,40 @@ if TYPE_CHECKING:
     import keras
 
 FIT_FILE = "fit.json"
+TIMING_FILE = "timing.json"
 RUN_FILE = "run.json"
+
+_METADATA = "metadata.json"
+_NO_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold
 
 
 def save_phase(
-    folder: Path, model: "keras.Model", *, fit: Mapping[str, Any], run: Mapping[str, Any]
+    folder: Path,
+    model: "keras.Model",
+    *,
+    fit: Mapping[str, Any],
+    timing: Mapping[str, Any],
+    run: Mapping[str, Any],
 ) -> None:
     """Write a model folder whole or not at all."""
     with replacing_folder(folder) as temporary:
-        model.save(temporary / MODEL_FILE)
+        save_model(model, temporary / MODEL_FILE)
         write_json(temporary / FIT_FILE, dict(fit))
+        write_json(temporary / TIMING_FILE, dict(timing))
         write_json(temporary / RUN_FILE, dict(run))
+
+
+def save_model(model: "keras.Model", path: Path) -> None:
+    """Save as ``.keras``, with the same bytes for the same model: Keras' dates are left out."""
+    dated = path.with_name(f"dated-{path.name}")
+    model.save(dated)
+    with zipfile.ZipFile(dated) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            entry = zipfile.ZipInfo(name, date_time=_NO_DATE)
+            if name == _METADATA:
+                metadata = {**json.loads(source.read(name)), "date_saved": ""}
+                target.writestr(entry, json.dumps(metadata))
+                continue
+            with source.open(name) as data, target.open(entry, "w", force_zip64=True) as copy:
+                shutil.copyfileobj(data, copy, 1 << 20)
+    dated.unlink()

@@ -58,8 +58,27 @@ class Cosine(Schedule):
             return self.peak * (step + 1) / self.n_warmup
         n_falling = max(1, self.n_steps - 1 - self.n_warmup)
         progress = min(1.0, (step - self.n_warmup) / n_falling)
-        fall = 0.5 * (1 + math.cos(math.pi * progress))
-        return self.peak * (self.final_fraction + (1 - self.final_fraction) * fall)
+        return _half_cosine(self.peak, self.final_fraction * self.peak, progress)
+
+
+class OneCycle(Schedule):
+    """Half a cosine up to the peak, then half a cosine down to the last step.
+
+    Smith 2018 (arXiv:1803.09820), the rate alone, in the shape fastai gave it (Howard & Gugger
+    2020, Information 11:108).
+    """
+
+    def __init__(self, spec: params.OneCycleSchedule, **shape: Any) -> None:
+        super().__init__(**shape)
+        self.n_rising = round(spec.warmup_fraction * (self.n_steps - 1))
+        self.start = self.peak / spec.start_divisor
+        self.final = self.peak / spec.final_divisor
+
+    def rate(self, step: int) -> float:
+        if step < self.n_rising:
+            return _half_cosine(self.start, self.peak, step / self.n_rising)
+        n_falling = max(1, self.n_steps - 1 - self.n_rising)
+        return _half_cosine(self.peak, self.final, min(1.0, (step - self.n_rising) / n_falling))
 
 
 class Plateau(Schedule):
@@ -94,9 +113,15 @@ class Plateau(Schedule):
         self.epochs_since_best = state["epochs_since_best"]
 
 
+def _half_cosine(first: float, last: float, progress: float) -> float:
+    """``first`` at progress 0, ``last`` at 1, level at both ends."""
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": lambda _spec, **shape: Constant(**shape),
     "cosine": Cosine,
+    "one_cycle": OneCycle,
     "plateau": Plateau,
 }
 

@@ -36,6 +36,15 @@ class Patience:
         self.best, self.best_epoch = score, epoch
         return True
 
+    def state(self) -> dict[str, float | int]:
+        """What must be kept to go on after an interruption; ``Patience(rule, **state)``."""
+        return {
+            "best_epoch": self.best_epoch,
+            "best": self.best,
+            "reference": self.reference,
+            "epochs_waited": self.epochs_waited,
+        }
+
     @property
     def exhausted(self) -> bool:
         """Whether ``patience`` epochs have passed without a clear improvement."""

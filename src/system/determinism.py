@@ -5,14 +5,31 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
+from typing import Literal
+
+from src.system.errors import ProjectError
 
 Environment = dict[str, str | int | float | bool]
 
 
-def start_tensorflow(*, seed: int, threads: int, quiet: bool) -> Environment:
-    """Import TensorFlow with deterministic kernels and ``threads`` threads (0 = one a core).
+Device = Literal["auto", "cpu", "gpu", "gpus"]
+
+
+class DeviceMissing(ProjectError):
+    """``runtime.device`` asks for a GPU that TensorFlow doesn't see."""
+
+
+def start_tensorflow(
+    *, seed: int, threads: int, quiet: bool, device: Device = "auto", deterministic: bool = True
+) -> Environment:
+    """Import TensorFlow with ``threads`` threads (0 = one a core) on the devices asked for.
 
     Returns what a reader needs in order to repeat the run on this kind of machine.
+
+    Raises
+    ------
+    DeviceMissing
+        No GPU is there, and ``device`` is ``gpu`` or ``gpus``.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
     if quiet:
@@ -21,7 +38,7 @@ def start_tensorflow(*, seed: int, threads: int, quiet: bool) -> Environment:
         import keras
         import tensorflow as tf
 
-        n_gpus = len(tf.config.list_physical_devices("GPU"))
+        n_gpus = _choose_gpus(device)
     n_threads = threads or os.cpu_count() or 1
     try:
         tf.config.threading.set_intra_op_parallelism_threads(n_threads)
@@ -29,7 +46,8 @@ def start_tensorflow(*, seed: int, threads: int, quiet: bool) -> Environment:
     except RuntimeError:
         # already running in this process: threads are what the first caller asked for
         n_threads = tf.config.threading.get_intra_op_parallelism_threads()
-    tf.config.experimental.enable_op_determinism()
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(seed)
     return {
         "python": platform.python_version(),
@@ -40,8 +58,24 @@ def start_tensorflow(*, seed: int, threads: int, quiet: bool) -> Environment:
         "threads": n_threads,
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "gpus": n_gpus,
-        "deterministic": True,
+        "deterministic": deterministic,
     }
+
+
+def _choose_gpus(device: Device) -> int:
+    """Hide the GPUs that are not asked for; how many are left."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if device in ("gpu", "gpus") and not gpus:
+        raise DeviceMissing(
+            f"no GPU found (got runtime.device: {device}); set it to auto or cpu, or install the "
+            "gpu extra: pip install '.[gpu]'"
+        )
+    chosen = {"cpu": [], "gpus": gpus}.get(device, gpus[:1])
+    if chosen != gpus:
+        tf.config.set_visible_devices(chosen, "GPU")
+    return len(chosen)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from src.tracking.processes import ProcessIdentity, is_known_dead, this_process
+from src.tracking.records import WORK_KEY
 from src.tracking.store import Store, connect, reporting
 
 if TYPE_CHECKING:
@@ -28,11 +29,14 @@ _LONGEST_TAG = 5000
 
 
 @contextmanager
-def open_run(stage: str, name: str, tags: Mapping[str, str]) -> Iterator[tuple[Store, str]]:
+def open_run(
+    stage: str, name: str, tags: Mapping[str, str], *, work_key: str = ""
+) -> Iterator[tuple[Store, str]]:
     """Begin a run and end it as FINISHED, FAILED (an error) or KILLED (Ctrl-C, SIGTERM).
 
     Yields the store and the run's id. Runs of this stage that are RUNNING although their process is
-    gone (kill -9) are ended first.
+    gone (kill -9) are ended first. With a ``work_key``, the newest run of that work is opened
+    again instead, so that work done in several goes is one run.
 
     Raises
     ------
@@ -42,17 +46,40 @@ def open_run(stage: str, name: str, tags: Mapping[str, str]) -> Iterator[tuple[S
     store = connect()
     with reporting("did not take a new run"):
         close_orphans(store, stage)
-        run_id = begin(store, name, tags)
+        run_id = _reopened(store, work_key) or begin(store, name, tags)
     with ending(store, run_id), _sigterm_as_exit():
         yield store, run_id
 
 
 def begin(store: Store, name: str, tags: Mapping[str, str]) -> str:
     """Create a run that says which process writes it; return its id."""
-    process = asdict(this_process())
-    writer = dict(zip(_PROCESS_TAGS, map(str, process.values()), strict=True))
-    run = store.client.create_run(store.experiment_id, run_name=name, tags={**tags, **writer})
+    all_tags = {**tags, **process_tags()}
+    run = store.client.create_run(store.experiment_id, run_name=name, tags=all_tags)
     return str(run.info.run_id)
+
+
+def process_tags() -> dict[str, str]:
+    """Which process writes a run."""
+    process = asdict(this_process())
+    return dict(zip(_PROCESS_TAGS, map(str, process.values()), strict=True))
+
+
+def _reopened(store: Store, work_key: str) -> str | None:
+    """The newest run of this work, RUNNING again and written by this process; None if none."""
+    if not work_key:
+        return None
+    found = store.client.search_runs(
+        [store.experiment_id],
+        filter_string=f"tags.{WORK_KEY} = '{work_key}' and attributes.status != 'RUNNING'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    if not found:
+        return None
+    run_id = str(found[0].info.run_id)
+    set_tags(store, run_id, process_tags())
+    store.client.update_run(run_id, status="RUNNING")
+    return run_id
 
 
 def close_orphans(store: Store, stage: str) -> list[str]:

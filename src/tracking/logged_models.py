@@ -39,12 +39,19 @@ class LoggedModel:
 
 
 def log_model(
-    store: Store, model_path: Path, *, name: str, run_id: str, extras: Mapping[str, Path]
+    store: Store,
+    model_path: Path,
+    *,
+    name: str,
+    run_id: str,
+    extras: Mapping[str, Path],
+    serving_loader: str | None = None,
 ) -> LoggedModel:
     """Upload the ``.keras`` file, byte for byte, as a model of the run.
 
-    ``extras`` maps a path inside the model's folder to the file that goes there. If the upload
-    breaks off, the model is marked FAILED.
+    ``extras`` maps a path inside the model's folder to the file that goes there.
+    ``serving_loader`` names the module that ``mlflow models serve`` asks for predictions; None:
+    MLflow's own, which verifies nothing. If the upload breaks off, the model is marked FAILED.
 
     Raises
     ------
@@ -55,7 +62,13 @@ def log_model(
     try:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
-            _build_folder(folder, model_path, extras, model_id=model.model_id, run_id=run_id)
+            _save_keras(folder, model_path, model_id=model.model_id, run_id=run_id)
+            if serving_loader is not None:
+                _serve_with(serving_loader, folder)
+            for extra, source in extras.items():
+                (folder / extra).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, folder / extra)
+            write_manifest(folder)
             manifest_sha256 = sha256_file(folder / MANIFEST)
             store.client.log_model_artifacts(model.model_id, str(folder))
         _show_in_run(store, model.model_id, run_id)
@@ -64,6 +77,15 @@ def log_model(
         _mark_failed(store, model.model_id)
         raise
     return LoggedModel(model.model_id, model.artifact_location, manifest_sha256)
+
+
+def delete_models(store: Store, run_id: str) -> None:
+    """Delete the models of a run: what a killed process uploaded in part."""
+    found = store.client.search_logged_models(
+        [store.experiment_id], filter_string=f"source_run_id = '{run_id}'"
+    )
+    for model in found:
+        store.client.delete_logged_model(model.model_id)
 
 
 def verified_files(folder: Path, *, manifest_sha256: str) -> dict[str, str]:
@@ -117,9 +139,7 @@ class _KerasFile:
         shutil.copyfile(self.path, path)
 
 
-def _build_folder(
-    folder: Path, model_path: Path, extras: Mapping[str, Path], *, model_id: str, run_id: str
-) -> None:
+def _save_keras(folder: Path, model_path: Path, *, model_id: str, run_id: str) -> None:
     import mlflow.keras
 
     mlflow.keras.save_model(
@@ -129,10 +149,23 @@ def _build_folder(
         signature=_signature(),
         pip_requirements=[f"{package}=={metadata.version(package)}" for package in _PACKAGES],
     )
-    for name, source in extras.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, folder / name)
-    write_manifest(folder)
+
+
+def _serve_with(loader: str, folder: Path) -> None:
+    """Let ``python_function`` be answered by a module of ours; ``mlflow.keras`` loads as before.
+
+    The module is imported from the folder where the server starts: no code lies with the model.
+    MLflow's signature can't say "pixels or a coded image", and refuses base64 before any code of
+    ours sees it; so the input has none, and the module checks it.
+    """
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    description = Model.load(str(folder))
+    description.flavors["python_function"]["loader_module"] = loader
+    answer = Schema([ColSpec("double", "probability"), ColSpec("string", "decision")])
+    description.signature = ModelSignature(outputs=answer)
+    description.save(str(folder / "MLmodel"))
 
 
 def _description(model_id: str, run_id: str) -> "Model":

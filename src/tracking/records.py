@@ -5,8 +5,10 @@ from dataclasses import asdict, dataclass, field
 from numbers import Real
 from typing import Any
 
+from src.system.nested import flatten
 from src.tracking import lineage
 
+WORK_KEY = "work_key"
 LONGEST_PARAM = 6000  # MLflow's limit, in characters
 _DATA_TAGS = ("content_digest", "split_sha256")
 
@@ -27,6 +29,7 @@ class RunRecord:
     slide_disjoint : whether no slide is on two sides of the split
     groups_are : what the split kept together: slides, or what stands in for them
     parent_run_id : run of the head this fine-tunes; None for ``train``
+    work_key : digest of all the result depends on; the run of an interrupted phase is found by it
     origin : commit, state of the tracked files, DVC stage and experiment at the start
     """
 
@@ -39,6 +42,7 @@ class RunRecord:
     slide_disjoint: bool
     groups_are: str = "unknown"
     parent_run_id: str | None = None
+    work_key: str = ""
     origin: Mapping[str, str] = field(default_factory=lineage.origin)
 
     def to_json(self) -> dict[str, Any]:
@@ -79,6 +83,7 @@ def run_tags(record: RunRecord) -> dict[str, str]:
         "initial_weights_sha256": record.initial_weights_sha256,
         "slide_disjoint": str(record.slide_disjoint).lower(),
         "groups_are": record.groups_are,
+        WORK_KEY: record.work_key,
         **record.origin,
         **{name: str(record.dataset[name]) for name in _DATA_TAGS if name in record.dataset},
     }
@@ -86,18 +91,6 @@ def run_tags(record: RunRecord) -> dict[str, str]:
     if record.parent_run_id is not None:
         tags["head_run_id"] = record.parent_run_id
     return {name: value for name, value in tags.items() if value != ""}
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots; lists and other values stay as they are."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{name}."))
-        else:
-            flat[name] = value
-    return flat
 
 
 def flat_metrics(nested: Mapping[str, Any]) -> dict[str, float]:

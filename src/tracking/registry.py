@@ -1,7 +1,8 @@
 """Registered versions of the final model, with their evidence, and the two aliases.
 
 A version's folder holds the MLflow model and, under ``evidence/``, everything needed to judge and
-use it. Every file is compared with the SHA-256 recorded at registration before it is read.
+use it: evidence, operating point, training ids and the golden batch. Every file is compared with
+the SHA-256 recorded at registration before it is read.
 """
 
 import json
@@ -13,9 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+from numpy.typing import NDArray
+
 from src import paths
 from src.system.durable import MANIFEST, read_json, sha256_file, verify_folder, write_json
 from src.system.log import get_logger
+from src.tracking import golden
 from src.tracking.lineage import code_version
 from src.tracking.logged_models import (
     MODEL_FILE,
@@ -28,7 +33,7 @@ from src.tracking.logged_models import (
 from src.tracking.store import Store, TrackingError, connect, is_absent, reporting
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 Alias = Literal["champion", "challenger"]
 
@@ -39,7 +44,9 @@ FINAL_MODEL_NAME = "resnet50-final"
 _OPERATING_POINT = "evidence/operating_point.json"
 _TRAINING_IDS = "evidence/training_ids.txt"
 _EVIDENCE = "evidence/evidence.json"
+_CONTRACT = "evidence/contract.json"
 _FINAL_MANIFEST = "evidence/final_manifest.json"
+_SERVING_LOADER = "src.serving"  # what answers for a version under ``mlflow models serve``
 
 
 @dataclass(frozen=True)
@@ -51,9 +58,12 @@ class VersionFiles:
     folder : where the verified files lie
     model : ``keras.Model``, uint8 (n, 96, 96, 3) → probability float32 (n, 1)
     operating_point : ``rule``, ``threshold``, ``temperature``
+    contract : what its input and output are; None where it was registered without
     training_ids : ids of the patches it was trained on
     evidence : what was known of it when it was registered
+    golden : its golden batch; None where it was registered without
     model_sha256 : of the ``.keras`` file, the same as in ``models/final``
+    tags : what was decided about it since, among others
     """
 
     name: str
@@ -62,10 +72,31 @@ class VersionFiles:
     folder: Path
     model: Any
     operating_point: Mapping[str, Any]
+    contract: Mapping[str, Any] | None
     training_ids: frozenset[str]
     evidence: Mapping[str, Any]
+    golden: golden.Golden | None
     model_sha256: str
     manifest_sha256: str
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class VersionEntry:
+    """What the registry itself says of a version; its files weren't looked at."""
+
+    version: int
+    created_ms: int
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class VersionFolder:
+    """A version before anything of it was verified."""
+
+    version: int
+    folder: Path
+    tags: Mapping[str, str]
 
 
 def register_version(
@@ -74,10 +105,13 @@ def register_version(
     name: str,
     run_id: str,
     evidence: Mapping[str, Any],
+    golden_patches: NDArray[np.uint8] | None = None,
 ) -> int:
     """Register ``models/final`` as a version; return its number.
 
     ``evidence`` holds at least ``auroc`` and ``baseline_auroc``, both on holdout.
+    ``golden_patches`` (8, 96, 96, 3) are stored with the logits that the model in ``final_folder``
+    gives them; without them no golden batch is stored.
 
     Where the newest version already is this very folder of this very run, with its files intact,
     that version is returned instead of a copy of it.
@@ -95,10 +129,11 @@ def register_version(
     final_sha256 = sha256_file(final_folder / MANIFEST)
     store = connect()
     with reporting(f"did not take a new version of {name}"):
-        same = _same_version(store, name, {"final_sha256": final_sha256, "run_id": run_id})
+        wanted = {"final_sha256": final_sha256, "run_id": run_id}
+        same = _same_version(store, name, wanted, with_golden=golden_patches is not None)
         if same is not None:
             return same
-        model = _upload(store, final_folder, run_id, evidence)
+        model = _upload(store, final_folder, run_id, evidence, golden_patches)
         tags = {
             "auroc": f"{evidence['auroc']:.4f}",
             "baseline_auroc": f"{evidence['baseline_auroc']:.4f}",
@@ -112,8 +147,22 @@ def register_version(
     return version
 
 
-def load_version(name: str, version: int) -> VersionFiles:
+def version_folder(name: str, version: int) -> VersionFolder:
+    """Where a version's files lie and what its tags say, neither verified.
+
+    Raises
+    ------
+    TrackingError
+        There is no such version; the line says what to run.
+    """
+    entry = _entry(name, version)
+    return VersionFolder(version, _files_of(entry), dict(entry.tags))
+
+
+def load_version(name: str, version: int, *, folder: Path | None = None) -> VersionFiles:
     """Verify every file of a version, then load its model with Keras in safe mode.
+
+    ``folder`` is where the files lie already, as trustworthy as any; None: fetch them.
 
     Raises
     ------
@@ -122,7 +171,7 @@ def load_version(name: str, version: int) -> VersionFiles:
     VerificationError
         ``model verification failed: …``; nothing of it was loaded.
     """
-    entry, folder, files = _verified(name, version)
+    entry, folder, files = _verified(name, version, folder)
     return VersionFiles(
         name=name,
         version=version,
@@ -130,10 +179,13 @@ def load_version(name: str, version: int) -> VersionFiles:
         folder=folder,
         model=load_keras(folder / MODEL_FILE),
         operating_point=read_json(folder / _OPERATING_POINT),
+        contract=read_json(folder / _CONTRACT) if _CONTRACT in files else None,
         training_ids=frozenset((folder / _TRAINING_IDS).read_text().split()),
         evidence=read_json(folder / _EVIDENCE),
+        golden=golden.read_golden(folder),
         model_sha256=files[MODEL_FILE],
         manifest_sha256=entry.tags["manifest_sha256"],
+        tags=dict(entry.tags),
     )
 
 
@@ -142,19 +194,42 @@ def verify_version(name: str, version: int) -> None:
     _verified(name, version)
 
 
+def read_evidence(name: str, version: int) -> dict[str, Any]:
+    """What was known of a version when it was registered, once its files are verified.
+
+    Raises
+    ------
+    VerificationError, TrackingError
+        See :func:`load_version`.
+    """
+    _, folder, _ = _verified(name, version)
+    evidence: dict[str, Any] = read_json(folder / _EVIDENCE)
+    return evidence
+
+
 def aliases(name: str) -> dict[str, int]:
     """Alias → version; empty where no model of that name is registered."""
-    from mlflow.exceptions import MlflowException
+    model = _registered_model(name)
+    if model is None:
+        return {}
+    return {alias: int(version) for alias, version in model.aliases.items()}
 
+
+def registered_tags(name: str) -> dict[str, str]:
+    """Tags of the registered model; empty where none of that name is registered."""
+    model = _registered_model(name)
+    return {} if model is None else dict(model.tags)
+
+
+def versions(name: str) -> list[VersionEntry]:
+    """Every version, oldest first; none where no model of that name is registered."""
+    if is_absent():
+        return []
     store = connect()
     with reporting("can't be searched"):
-        try:
-            model = store.client.get_registered_model(name)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return {}
-            raise
-    return {alias: int(version) for alias, version in model.aliases.items()}
+        found = _search_versions(store, name)
+    entries = [VersionEntry(int(v.version), int(v.creation_timestamp), v.tags) for v in found]
+    return sorted(entries, key=lambda entry: entry.version)
 
 
 def champion_version(name: str) -> int | None:
@@ -176,6 +251,39 @@ def set_alias(name: str, alias: Alias, version: int) -> None:
         store.client.set_registered_model_alias(name, alias, str(version))
 
 
+def drop_alias(name: str, alias: Alias) -> None:
+    """Take an alias away."""
+    store = connect()
+    with reporting(f"did not take alias {alias} from {name}"):
+        store.client.delete_registered_model_alias(name, alias)
+
+
+def set_registered_tags(name: str, tags: Mapping[str, str]) -> None:
+    """Add tags to the registered model itself."""
+    store = connect()
+    with reporting(f"did not take tags of {name}"):
+        for key, value in tags.items():
+            store.client.set_registered_model_tag(name, key, value)
+
+
+def version_tags(name: str, version: int) -> dict[str, str]:
+    """A version's tags.
+
+    Raises
+    ------
+    TrackingError
+        There is no such version.
+    """
+    return dict(_entry(name, version).tags)
+
+
+def drop_version_tag(name: str, version: int, key: str) -> None:
+    """Take a tag away."""
+    store = connect()
+    with reporting(f"did not take tag {key} from {name} version {version}"):
+        store.client.delete_model_version_tag(name, str(version), key)
+
+
 def set_version_tags(name: str, version: int, tags: Mapping[str, str]) -> None:
     """Add tags that the MLflow page of a version shows."""
     store = connect()
@@ -184,7 +292,9 @@ def set_version_tags(name: str, version: int, tags: Mapping[str, str]) -> None:
             store.client.set_model_version_tag(name, str(version), key, value)
 
 
-def _verified(name: str, version: int) -> "tuple[ModelVersion, Path, dict[str, str]]":
+def _verified(
+    name: str, version: int, folder: Path | None = None
+) -> "tuple[ModelVersion, Path, dict[str, str]]":
     entry = _entry(name, version)
     manifest_sha256 = entry.tags.get("manifest_sha256")
     if manifest_sha256 is None or "run_id" not in entry.tags:
@@ -192,7 +302,7 @@ def _verified(name: str, version: int) -> "tuple[ModelVersion, Path, dict[str, s
             f"model verification failed: {name} version {version} was not registered by this "
             "project's register stage; run: dvc repro --single-item --force register predict"
         )
-    folder = _files_of(entry)
+    folder = folder or _files_of(entry)
     return entry, folder, verified_files(folder, manifest_sha256=manifest_sha256)
 
 
@@ -209,6 +319,32 @@ def _entry(name: str, version: int) -> "ModelVersion":
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise TrackingError(_no_version(name, version)) from error
             raise
+
+
+def _registered_model(name: str) -> "RegisteredModel | None":
+    if is_absent():
+        return None
+    from mlflow.exceptions import MlflowException
+
+    store = connect()
+    with reporting("can't be searched"):
+        try:
+            return store.client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+
+def _search_versions(store: Store, name: str) -> "list[ModelVersion]":
+    found: list[ModelVersion] = []
+    page = None
+    while page is None or page.token:
+        page = store.client.search_model_versions(
+            f"name = '{name}'", page_token=page.token if page else None
+        )
+        found += page
+    return found
 
 
 def _no_version(name: str, version: int) -> str:
@@ -242,24 +378,32 @@ def _files_of(entry: "ModelVersion") -> Path:
     return folder
 
 
-def _same_version(store: Store, name: str, tags: Mapping[str, str]) -> int | None:
+def _same_version(
+    store: Store, name: str, tags: Mapping[str, str], *, with_golden: bool
+) -> int | None:
     """The newest version's number, if it carries these tags and its files are intact."""
-    versions = store.client.search_model_versions(f"name = '{name}'")
-    newest = max(versions, key=lambda version: int(version.version), default=None)
+    found = _search_versions(store, name)
+    newest = max(found, key=lambda version: int(version.version), default=None)
     if newest is None or any(newest.tags.get(key) != value for key, value in tags.items()):
         return None
     try:
-        verify_version(name, int(newest.version))
+        _, _, files = _verified(name, int(newest.version))
     except (VerificationError, TrackingError):
         get_logger("tracking").warning(
             f"files of {name} version {newest.version} are gone or changed: registering it anew"
         )
         return None
+    if with_golden and golden.LOGITS_FILE not in files:
+        return None
     return int(newest.version)
 
 
 def _upload(
-    store: Store, final_folder: Path, run_id: str, evidence: Mapping[str, Any]
+    store: Store,
+    final_folder: Path,
+    run_id: str,
+    evidence: Mapping[str, Any],
+    golden_patches: NDArray[np.uint8] | None,
 ) -> LoggedModel:
     with tempfile.TemporaryDirectory() as temporary:
         evidence_file = Path(temporary) / "evidence.json"
@@ -270,12 +414,19 @@ def _upload(
             _FINAL_MANIFEST: final_folder / MANIFEST,
             _EVIDENCE: evidence_file,
         }
+        if (final_folder / "contract.json").is_file():
+            extras[_CONTRACT] = final_folder / "contract.json"
+        if golden_patches is not None:
+            model = load_keras(final_folder / "model.keras")
+            batch = golden.Golden(golden_patches, golden.logits_of(model, golden_patches))
+            extras |= golden.write_golden(Path(temporary), batch)
         return log_model(
             store,
             final_folder / "model.keras",
             name=FINAL_MODEL_NAME,
             run_id=run_id,
             extras=extras,
+            serving_loader=_SERVING_LOADER,
         )
 
 

@@ -26,7 +26,7 @@ from src.tracking.lifecycle import (
     open_run,
     set_tags,
 )
-from src.tracking.logged_models import log_model
+from src.tracking.logged_models import delete_models, log_model
 from src.tracking.records import RunRecord, flat_metrics, run_name, run_params, run_tags
 from src.tracking.store import Store, cause_of, connect, reporting
 
@@ -39,6 +39,7 @@ __all__ = ["RunRecord", "TrainingRun", "add_evaluation", "ensure_run", "training
 MODEL_NAME = "resnet50"
 
 _TRY_AGAIN_AFTER_S = 60.0
+_FINAL_WEIGHTS = "final_weights_sha256"
 
 
 class TrainingRun:
@@ -48,7 +49,7 @@ class TrainingRun:
         self.run_id = run_id
         self._store = store
         self._unsent: list[Metric] = []
-        self._epochs: set[int] = set()
+        self._known = _logged_points(store, run_id)
         self._is_warned = False
         self._try_again_at = 0.0
         self._log = get_logger("tracking")
@@ -56,7 +57,8 @@ class TrainingRun:
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of one epoch, counted from 1, with ``learning_rate`` among them.
 
-        Where the store doesn't answer they stay in memory and go with a later call.
+        What the run already holds of that epoch is not logged twice. Where the store doesn't answer
+        they stay in memory and go with a later call.
         """
         from mlflow.exceptions import MlflowException
 
@@ -70,30 +72,40 @@ class TrainingRun:
             self._warn_once(error)
 
     def log_result(
-        self, fit: Mapping[str, Any], model_path: Path, pictures_: Mapping[str, "Figure"]
+        self,
+        fit: Mapping[str, Any],
+        timing: Mapping[str, Any],
+        model_path: Path,
+        pictures_: Mapping[str, "Figure"],
     ) -> None:
-        """Log what ``fit.json`` says, the pictures under ``pictures/`` and the model.
+        """Log what ``fit.json`` and ``timing.json`` say, the pictures, and the model, once.
 
         Raises
         ------
         TrackingError
             The store doesn't take it; ``register`` logs the run anew from the files then.
         """
-        for row in fit["history"]:
-            if row["epoch"] not in self._epochs:
-                self._keep(row["epoch"], row)
+        for row, epoch_s in zip(fit["history"], timing["epoch_s"], strict=True):
+            self._keep(row["epoch"], {**row, "epoch_s": epoch_s})
+        self._keep(0, _summary(fit, timing))
         with reporting(f"did not take the result of run {self.run_id}"):
             self._send()
-            log_metrics(self._store, self.run_id, _summary(fit))
-            set_tags(self._store, self.run_id, _result_tags(fit))
+            if _has_result(self._store, self.run_id, fit):
+                return
             _log_documents(self._store, self.run_id, fit)
             log_pictures(self._store, self.run_id, {**pictures.of_fit(fit), **pictures_})
+            delete_models(self._store, self.run_id)
             log_model(self._store, model_path, name=MODEL_NAME, run_id=self.run_id, extras={})
+            set_tags(self._store, self.run_id, _result_tags(fit))  # last: the result is whole
 
-    def _keep(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        values = {name: value for name, value in metrics.items() if name != "epoch"}
-        self._unsent += metrics_at(values, step=epoch)
-        self._epochs.add(epoch)
+    def _keep(self, step: int, metrics: Mapping[str, float]) -> None:
+        values = {
+            name: value
+            for name, value in metrics.items()
+            if name != "epoch" and (name, step) not in self._known
+        }
+        self._unsent += metrics_at(values, step=step)
+        self._known |= {(name, step) for name in values}
 
     def _send(self) -> None:
         for batch in batches(self._unsent, METRICS_A_BATCH):
@@ -110,19 +122,22 @@ class TrainingRun:
 
 
 @contextmanager
-def training_run(record: RunRecord) -> Iterator[TrainingRun]:
+def training_run(record: RunRecord, *, fresh: bool = False) -> Iterator[TrainingRun]:
     """Begin a run and end it as FINISHED, FAILED (an error) or KILLED (Ctrl-C, SIGTERM).
 
     Runs of this stage that are RUNNING although their process is gone (kill -9) are ended first.
+    The run of the same work (``record.work_key``) is gone on with, unless ``fresh``.
 
     Raises
     ------
     TrackingError
         The store can't be reached, or doesn't take the start or the end of the run.
     """
-    with open_run(record.stage, run_name(record), run_tags(record)) as (store, run_id):
+    work_key = "" if fresh else record.work_key
+    opened = open_run(record.stage, run_name(record), run_tags(record), work_key=work_key)
+    with opened as (store, run_id):
         with reporting(f"did not take the parameters of run {run_id}"):
-            _describe(store, run_id, record)
+            describe(store, run_id, record)
         yield TrainingRun(store, run_id)
 
 
@@ -173,7 +188,8 @@ def _begin(store: Store, record: RunRecord, tags: Mapping[str, str]) -> str:
     return begin(store, run_name(record), {**run_tags(record), **tags})
 
 
-def _describe(store: Store, run_id: str, record: RunRecord) -> None:
+def describe(store: Store, run_id: str, record: RunRecord) -> None:
+    """Log parameters, class weights and data set, known before anything is trained."""
     from mlflow.entities import Param
 
     params = [Param(name, value) for name, value in run_params(record).items()]
@@ -228,9 +244,9 @@ def _restore(store: Store, folder: Path, record: RunRecord, lost_run_id: str) ->
         run_id = _begin(store, record, tags)
     with ending(store, run_id):
         with reporting(f"did not take the parameters of run {run_id}"):
-            _describe(store, run_id, record)
-        fit = read_json(folder / "fit.json")
-        TrainingRun(store, run_id).log_result(fit, folder / "model.keras", {})
+            describe(store, run_id, record)
+        fit, timing = (read_json(folder / name) for name in ("fit.json", "timing.json"))
+        TrainingRun(store, run_id).log_result(fit, timing, folder / "model.keras", {})
     get_logger("tracking").info(
         f"run {lost_run_id} of {record.stage} is not in the store: logged anew as {run_id}"
     )
@@ -247,20 +263,36 @@ def _with_parent(record: RunRecord, head: Path) -> RunRecord:
     return RunRecord(**{**record.to_json(), "parent_run_id": ensure_run(head)})
 
 
-def _summary(fit: Mapping[str, Any]) -> dict[str, float]:
+def _logged_points(store: Store, run_id: str) -> set[tuple[str, int]]:
+    """Name and step of every metric the run already holds; none where it was just begun."""
+    with reporting(f"can't read run {run_id}"):
+        names = store.client.get_run(run_id).data.metrics
+        return {
+            (name, int(point.step))
+            for name in names
+            for point in store.client.get_metric_history(run_id, name)
+        }
+
+
+def _has_result(store: Store, run_id: str, fit: Mapping[str, Any]) -> bool:
+    tags = store.client.get_run(run_id).data.tags
+    return bool(tags.get(_FINAL_WEIGHTS) == fit["final_weights_sha256"])
+
+
+def _summary(fit: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, float]:
     """Numbers that compare runs at a glance: the best epoch's, counts and wall time."""
     best = next(row for row in fit["history"] if row["epoch"] == fit["best_epoch"])
     scores = {f"best_{name}": value for name, value in best.items() if name.startswith("val_")}
     counts = {
-        name: fit[name]
-        for name in ("best_epoch", "wall_s", "trainable_parameters", "total_parameters")
+        name: fit[name] for name in ("best_epoch", "trainable_parameters", "total_parameters")
     }
-    return flat_metrics({**scores, **counts, "stopped_early": int(fit["stopped_early"])})
+    others = {"wall_s": timing["wall_s"], "stopped_early": int(fit["stopped_early"])}
+    return flat_metrics({**scores, **counts, **others})
 
 
 def _result_tags(fit: Mapping[str, Any]) -> dict[str, str]:
     environment = {f"env.{name}": str(value) for name, value in _environment(fit).items()}
-    return {"final_weights_sha256": fit["final_weights_sha256"], **environment}
+    return {_FINAL_WEIGHTS: fit["final_weights_sha256"], **environment}
 
 
 def _environment(fit: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from src.data.batches import n_batches, ordered_batches, training_batches
+from src.data.batches import (
+    VIEW_BLOCK,
+    epoch_views,
+    n_batches,
+    ordered_batches,
+    training_batches,
+)
 
 
 def _counted(batches):
@@ -34,14 +40,26 @@ def test_epochs_differ_and_repeat_for_the_same_seed():
 
 def test_training_views_change_between_epochs_and_validation_views_dont():
     """Catches augmentation that is cached, and a validation set that is augmented."""
-
-    def views(epoch):
-        batches = training_batches(50, batch_size=50, n_views=8, seed=1, epoch=epoch)
-        return next(batches).views.tolist()
-
-    assert views(1) != views(2)
-    assert set(views(1)) == set(range(8))
+    views = [epoch_views(10_000, n_views=8, seed=1, epoch=epoch) for epoch in (1, 2)]
+    assert (views[0] != views[1]).all()
+    assert set(views[0]) == set(range(8))
     assert all((b.views == 0).all() for b in ordered_batches(50, batch_size=8))
+
+
+def test_every_block_meets_all_views_before_one_comes_again():
+    """Catches views drawn with replacement, which pay for the cache and see fewer pictures."""
+    cycles = np.array([epoch_views(200, n_views=4, seed=1, epoch=e) for e in range(1, 9)])
+    for cycle in (cycles[:4], cycles[4:]):
+        assert (np.sort(cycle, axis=0) == np.arange(4)[:, None]).all()
+    assert (cycles[:4] != cycles[4:]).any()
+    assert (cycles[:, :VIEW_BLOCK] == cycles[:, :1]).all()
+
+
+def test_a_patch_has_the_view_of_its_epoch_wherever_the_shuffle_puts_it():
+    """Catches views that follow the order of the batch instead of the patch."""
+    views = epoch_views(200, n_views=8, seed=3, epoch=2)
+    for batch in training_batches(200, batch_size=32, n_views=8, seed=3, epoch=2):
+        assert (batch.views == views[batch.positions]).all()
 
 
 def test_one_view_is_the_patch_as_it_is():

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
 from src.evaluation.calibration import at_bound, fit_temperature, probability, reliability_curve
 from src.evaluation.metrics import UndefinedMetric, log_loss
+from src.evaluation.operating_point import choose_threshold
 
 
 def _calibrated_logits(n=20_000, seed=0):
@@ -41,6 +43,24 @@ def test_logits_that_point_the_wrong_way_run_into_the_bound(sign, bound):
     """A temperature of 100 would pass for a calibrated model without a word."""
     labels, logits = _calibrated_logits()
     assert at_bound(fit_temperature(labels, sign * logits)) is bound
+
+
+def test_golden_patches():
+    """A served probability that moves by a digit when somebody changes the fit.
+
+    T by another route: where the derivative of the loss in 1 / T is 0, for targets 6/7 and 1/7.
+    """
+    labels = np.repeat([0, 1], 5)
+    logits = np.array([-6.0, -4.0, -3.0, -1.0, 2.0, -2.0, 1.0, 3.0, 5.0, 8.0])
+    targets = np.where(labels, 6 / 7, 1 / 7)
+    inverse = brentq(lambda b: logits @ (1 / (1 + np.exp(-b * logits)) - targets), 0.01, 10)
+    temperature = fit_temperature(labels, logits)
+    assert temperature == pytest.approx(3.597373, abs=1e-6)
+    assert temperature == pytest.approx(1 / inverse, rel=1e-6)
+    probabilities = probability(logits, temperature=temperature)
+    np.testing.assert_allclose(probabilities[[0, 4, 9]], [0.158707, 0.635518, 0.902370], atol=1e-6)
+    for rule, place in (({"min_sensitivity": 0.95}, 5), ({"min_specificity": 0.8}, 6)):
+        assert choose_threshold(rule, labels, probabilities) == probabilities[place]
 
 
 def test_one_class_is_refused():

@@ -157,6 +157,21 @@ def test_all_metrics_of_the_table_can_be_resampled():
     )
     for name, metric in METRICS.items():
         assert resampled.values[name].shape == (200,)
-        if metric.has_interval:
-            low, high = resampled.bounds(name, confidence=0.99)
-            assert low < metric.of(patches) < high
+        value = metric.of(patches)
+        low, high = resampled.metric_bounds(name, metric, value, confidence=0.99)
+        assert low < high
+        assert metric.interval == "basic" or low < value < high
+
+
+def test_basic_interval_takes_out_the_noise_of_resampling():
+    """Resamples around 0.06 of an ECE of 0.04: percentiles would say that 0.04 is too low."""
+    resampled = intervals.Resampled({"ece": np.linspace(0.03, 0.09, 101)}, n_groups=9, n_redrawn=0)
+    low, high = resampled.metric_bounds("ece", METRICS["ece"], 0.04, confidence=0.9)
+    assert (low, high) == pytest.approx((0.0, 0.08 - 0.033))
+
+
+def test_bands_are_pointwise_and_skip_what_is_undefined():
+    values = np.stack([np.arange(101.0), np.arange(101.0) * 2], axis=1)
+    values[100, 1] = np.nan
+    bands = intervals.Resampled({"x": values}, n_groups=2, n_redrawn=0).bands("x", confidence=0.9)
+    np.testing.assert_allclose(bands, [[5.0, 9.9], [95.0, 188.1]])

@@ -21,6 +21,7 @@ def _split(split, n, n_groups, seed):
             "split": split,
             "group": [f"{split}-{g}" for g in rng.integers(n_groups, size=n)],
             "label": labels,
+            "logit": rng.normal(labels - 0.5, 1.0),
             "probability": np.clip(rng.normal(0.3 + 0.4 * labels, 0.2), 0, 1),
             "baseline_probability": np.clip(rng.normal(0.45 + 0.1 * labels, 0.2), 0, 1),
         }
@@ -34,7 +35,7 @@ def predictions():
 
 def _report(predictions, point=POINT, **changes):
     settings = {"slide_disjoint": True, "groups_are": "slides", "n_resamples": 200}
-    settings |= {"confidence": 0.95, "seed": 1}
+    settings |= {"confidence": 0.95, "seed": 1, "baseline_threshold": 0.5}
     return metrics_report(predictions, point, **(settings | changes))
 
 
@@ -53,10 +54,12 @@ def test_figures_are_those_of_holdout(predictions):
 def test_every_metric_with_bounds_around_it(predictions):
     """A bound of another metric's resamples."""
     holdout = _report(predictions)["holdout"]
+    baseline = _report(predictions)["baseline"]
     for name, metric in METRICS.items():
-        assert (f"{name}_low" in holdout) is metric.has_interval
-        if metric.has_interval:
-            assert holdout[f"{name}_low"] < holdout[name] < holdout[f"{name}_high"]
+        for values in (holdout, baseline):
+            assert values[f"{name}_low"] < values[f"{name}_high"]
+            if metric.interval == "percentile":
+                assert values[f"{name}_low"] < values[name] < values[f"{name}_high"]
     assert not any(key.endswith("_low") for key in _report(predictions)["val"])
 
 
@@ -67,6 +70,44 @@ def test_difference_is_model_minus_baseline(predictions):
     assert difference["auroc"] == report["holdout"]["auroc"] - report["baseline"]["auroc"]
     assert difference["auroc_low"] < difference["auroc"] < difference["auroc_high"]
     assert report["beats_baseline"] is (difference["auroc_low"] > 0) is True
+
+
+def test_every_difference_is_paired_with_its_own_metric(predictions):
+    """Bounds of another metric's difference."""
+    difference = _report(predictions)["difference_to_baseline"]
+    names = {name for name, metric in METRICS.items() if metric.interval == "percentile"}
+    assert set(difference) == {
+        *(f"{name}{end}" for name in names for end in ("", "_low", "_high")),
+        "auroc_delong_low",
+        "auroc_delong_high",
+    }
+    for name in names:
+        assert difference[f"{name}_low"] < difference[name] < difference[f"{name}_high"]
+
+
+def test_delong_stands_beside_the_bootstrap(predictions):
+    """DeLong of the difference where that of the AUROC belongs."""
+    report = _report(predictions)
+    for values in (report["holdout"], report["difference_to_baseline"]):
+        assert values["auroc_delong_low"] < values["auroc"] < values["auroc_delong_high"]
+
+
+def test_gain_of_test_time_augmentation_is_paired(predictions):
+    """Averaged minus one view, of the same patches."""
+    one_view = predictions["probability"] + np.random.default_rng(0).normal(0, 0.05, 350)
+    report = _report(predictions.assign(logit_one_view=one_view))
+    tta = report["tta"]
+    assert "tta" not in _report(predictions)
+    assert tta["auroc_gain"] == report["holdout"]["auroc"] - tta["auroc_one_view"]
+    assert tta["auroc_gain_low"] < tta["auroc_gain"] < tta["auroc_gain_high"]
+    width = report["holdout"]["auroc_high"] - report["holdout"]["auroc_low"]
+    assert tta["auroc_gain_high"] - tta["auroc_gain_low"] < width
+
+
+def test_swing_of_the_groups_stands_in_the_report(predictions):
+    left_out = _report(predictions)["leave_one_group_out"]
+    assert left_out["group"].startswith("holdout-")
+    assert left_out["auroc_lowest"] < _report(predictions)["holdout"]["auroc"]
 
 
 def test_model_that_is_the_baseline_does_not_beat_it(predictions):

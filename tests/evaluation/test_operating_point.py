@@ -1,9 +1,9 @@
-"""The threshold: highest that reaches the sensitivity, from val alone."""
+"""The threshold that each rule picks, on both sides of its boundary."""
 
 import numpy as np
 import pytest
 
-from src.evaluation.metrics import UndefinedMetric, sensitivity
+from src.evaluation.metrics import UndefinedMetric, sensitivity, specificity
 from src.evaluation.operating_point import OPERATING_POINTS, OperatingPoint, choose_threshold
 from src.system.errors import ProjectError
 
@@ -59,14 +59,57 @@ def test_rule_that_is_not_exactly_one_known_is_refused(rule):
         choose_threshold(rule, [0, 1], [0.1, 0.2])
 
 
-@pytest.mark.parametrize("name", OPERATING_POINTS)
-def test_every_rule_picks_a_probability_whatever_the_row_order(name):
+@pytest.mark.parametrize("names", OPERATING_POINTS)
+def test_every_rule_picks_a_probability_whatever_the_row_order(names):
     rng = np.random.default_rng(0)
     labels, probabilities = rng.integers(2, size=50), rng.random(50)
     order = rng.permutation(50)
-    threshold = choose_threshold({name: 0.8}, labels, probabilities)
+    rule = dict.fromkeys(names, 0.8)
+    threshold = choose_threshold(rule, labels, probabilities)
     assert 0 <= threshold <= 1
-    assert threshold == choose_threshold({name: 0.8}, labels[order], probabilities[order])
+    assert threshold == choose_threshold(rule, labels[order], probabilities[order])
+
+
+@pytest.mark.parametrize(("asked", "threshold"), [(0.95, 1.0), (0.949, 0.95), (0.5, 0.5)])
+def test_lowest_threshold_that_reaches_the_specificity(asked, threshold):
+    """20 normal patches at 0.05 … 1: below 1.0 lie 19 of 20, exactly 0.95; below 0.95, 18."""
+    labels = np.r_[np.zeros(20), 1]
+    probabilities = np.r_[TUMOUR_20, threshold]
+    chosen = choose_threshold({"min_specificity": asked}, labels, probabilities)
+    reached = [t for t in TUMOUR_20 if specificity(labels, probabilities, threshold=t) >= asked]
+    assert chosen == min(reached)
+
+
+def test_specificity_that_calls_nothing_tumour_is_refused():
+    """A threshold above every probability meets any specificity, and finds nothing."""
+    with pytest.raises(UndefinedMetric, match="would call no val patch tumour"):
+        choose_threshold({"min_specificity": 0.9}, [0, 0, 1], [0.2, 0.7, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("cost_fn", "cost_fp", "threshold"), [(1.0, 1.0, 0.6), (1.0, 3.0, 0.9), (3.0, 1.0, 0.3)]
+)
+def test_least_cost_by_hand(cost_fn, cost_fp, threshold):
+    """Costs of misses and false alarms swapped.
+
+    Tumour 0.9, 0.6, 0.6, 0.3; normal 0.7, 0.5, 0.4, 0.1. At 0.9: 3 missed, 0 false alarms; at
+    0.6: 1 and 1; at 0.3: 0 and 3.
+    """
+    labels = [1, 1, 1, 1, 0, 0, 0, 0]
+    probabilities = [0.9, 0.6, 0.6, 0.3, 0.7, 0.5, 0.4, 0.1]
+    rule = {"cost_fn": cost_fn, "cost_fp": cost_fp}
+    assert choose_threshold(rule, labels, probabilities) == threshold
+
+
+def test_of_equal_costs_the_one_that_finds_more():
+    """Missing one of two at 0.9 costs as much as the false alarm at 0.3."""
+    rule = {"cost_fn": 1.0, "cost_fp": 1.0}
+    assert choose_threshold(rule, [1, 0, 1], [0.9, 0.5, 0.3]) == 0.3
+
+
+def test_costs_of_one_class_are_refused():
+    with pytest.raises(UndefinedMetric, match="got 2 normal and 0 tumour"):
+        choose_threshold({"cost_fn": 1.0, "cost_fp": 1.0}, [0, 0], [0.1, 0.2])
 
 
 def test_json_has_what_serving_needs():
@@ -75,4 +118,5 @@ def test_json_has_what_serving_needs():
         "rule": {"min_sensitivity": 0.95},
         "threshold": 0.31,
         "temperature": 1.7,
+        "tta": False,
     }

@@ -21,7 +21,6 @@ def _fit(stage, n_epochs, best_epoch):
             "val_loss": 0.8 / epoch,
             "val_auroc": 1 - 0.4 / epoch,
             "learning_rate": 0.001 / epoch,
-            "epoch_s": 1.0,
         }
         for epoch in range(1, n_epochs + 1)
     ]

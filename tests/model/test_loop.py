@@ -5,11 +5,12 @@ import pytest
 
 from src.model.checkpoint import Checkpoint
 from src.model.class_weights import ClassWeights
-from src.model.inputs import feature_inputs
 from src.model.loop import Phase, TrainingDiverged, fit
-from src.params import load_params
+from src.model.step import TailStep
+from src.params import PlateauSchedule, load_params
 from src.paths import ROOT
 from src.system.log import get_logger
+from tests.model.support import ArrayInputs
 
 pytestmark = pytest.mark.tensorflow
 LOG = get_logger("test")
@@ -28,7 +29,13 @@ def _auroc(labels, logits) -> float:
     return float((positive[:, None] > negative[None]).mean())
 
 
-def _phase(*, scale: float = 1.0, weights: ClassWeights | None = None, **changes) -> Phase:
+def _phase(
+    *,
+    scale: float = 1.0,
+    weights: ClassWeights | None = None,
+    checkpoint_s: float = float("inf"),
+    **changes,
+) -> Phase:
     import keras
 
     keras.utils.set_random_seed(0)
@@ -38,22 +45,24 @@ def _phase(*, scale: float = 1.0, weights: ClassWeights | None = None, **changes
     settings = {"epochs": 4, "batch_size": 16, "learning_rate": 0.05, "views": 2, **changes}
     features, labels = _features(1)
     val_features, val_labels = _features(2)
+    params = load_params(ROOT / "presets" / "sample.yaml").train.model_copy(update=settings)
     return Phase(
         name="train",
         tail=tail,
-        train_inputs=feature_inputs(features * scale),
-        val_inputs=feature_inputs(val_features),
+        step=TailStep(tail, params, jit_compile=False),
+        train_inputs=ArrayInputs(features * scale),
+        val_inputs=ArrayInputs(val_features),
         train_labels=labels,
         val_labels=val_labels,
         weights=weights or ClassWeights(normal=1.0, tumour=1.0),
-        params=load_params(ROOT / "presets" / "sample.yaml").train.model_copy(update=settings),
+        params=params,
         auroc=_auroc,
-        jit_compile=False,
+        checkpoint_s=checkpoint_s,
     )
 
 
-def _checkpoint(folder, key="k") -> Checkpoint:
-    return Checkpoint(folder / "train.npz", key=key, log=LOG)
+def _checkpoint(folder, **identity) -> Checkpoint:
+    return Checkpoint(folder / "train.npz", identity=identity, log=LOG)
 
 
 def _ignore(_epoch) -> None:
@@ -83,30 +92,73 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("killed_after", [1, 2, 3])
-def test_an_interrupted_phase_ends_as_the_uninterrupted_one(tmp_path, killed_after):
-    """Catches lost optimizer, dropout or schedule state: weights must be equal bit by bit."""
-    whole = _phase()
+RECIPES = [
+    {},
+    {"optimizer": "adamw", "weight_decay": 0.01, "average_decay": 0.9, "label_smoothing": 0.1},
+    {"optimizer": "sgd", "schedule": {"name": "plateau", "factor": 0.5, "patience": 1}},
+]
+
+
+def _recipe(changes: dict) -> dict:
+    plateau = PlateauSchedule(name="plateau", factor=0.5, patience=1, min_rate=0.0)
+    return {**changes, **({"schedule": plateau} if "schedule" in changes else {})}
+
+
+@pytest.mark.parametrize(
+    ("killed_at_save", "recipe"),
+    [(1, RECIPES[0]), (4, RECIPES[0]), (6, RECIPES[0]), (2, RECIPES[1]), (9, RECIPES[2])],
+)
+def test_an_interrupted_phase_ends_as_the_uninterrupted_one(
+    tmp_path, monkeypatch, killed_at_save, recipe
+):
+    """Catches lost optimizer, average, dropout or schedule state: weights must be equal bit by bit.
+
+    A checkpoint is written after each of the 3 steps of an epoch and after each of the 4 epochs.
+    """
+    whole = _phase(**_recipe(recipe))
     expected = fit(whole, checkpoint=_checkpoint(tmp_path / "a"), on_epoch=_ignore, log=LOG)
 
-    def kill(epoch):
-        if epoch.epoch == killed_after:
+    saves, save = [], Checkpoint.save
+
+    def save_and_die(self, **state):
+        save(self, **state)
+        saves.append(1)
+        if len(saves) == killed_at_save:
             raise Killed
 
-    with pytest.raises(Killed):
-        fit(_phase(), checkpoint=_checkpoint(tmp_path / "b"), on_epoch=kill, log=LOG)
-    resumed, heard = _phase(), []
+    interrupted = _phase(checkpoint_s=0.0, **_recipe(recipe))
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save_and_die)
+        with pytest.raises(Killed):
+            fit(interrupted, checkpoint=_checkpoint(tmp_path / "b"), on_epoch=_ignore, log=LOG)
+    resumed, heard = _phase(**_recipe(recipe)), []
     got = fit(resumed, checkpoint=_checkpoint(tmp_path / "b"), on_epoch=heard.append, log=LOG)
     for wanted, weight in zip(whole.tail.get_weights(), resumed.tail.get_weights(), strict=True):
         np.testing.assert_array_equal(wanted, weight)
-    assert [e.val_loss for e in got.history] == [e.val_loss for e in expected.history]
+    assert got.as_dict() == expected.as_dict()
     assert [e.epoch for e in heard] == [1, 2, 3, 4]
 
 
-def test_another_work_starts_fresh(tmp_path):
-    """Catches a state that is used for other parameters or data."""
-    fit(_phase(), checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
-    assert _checkpoint(tmp_path, key="other").load() is None
+def test_a_finished_phase_is_not_trained_again(tmp_path, monkeypatch):
+    """Catches an hour of training after a kill that came when all was done."""
+    first = _phase()
+    expected = fit(first, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
+    again = _phase()
+    monkeypatch.setattr(again.step, "train", None)
+    got = fit(again, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
+    assert got == expected
+    for wanted, weight in zip(first.tail.get_weights(), again.tail.get_weights(), strict=True):
+        np.testing.assert_array_equal(wanted, weight)
+
+
+def test_another_work_starts_fresh_and_says_why(tmp_path, caplog):
+    """Catches a state that is used for other parameters or data, and a silent fresh start."""
+    before = _checkpoint(tmp_path, params={"train": {"epochs": 4}}, code="a" * 64)
+    fit(_phase(), checkpoint=before, on_epoch=_ignore, log=LOG)
+    caplog.set_level("INFO")
+    after = _checkpoint(tmp_path, params={"train": {"epochs": 5}}, code="b" * 64)
+    assert after.load() is None
+    assert "these changed: code, params.train.epochs (4 → 5)" in caplog.text
 
 
 def test_a_torn_state_starts_fresh(tmp_path):

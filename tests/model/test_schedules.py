@@ -1,6 +1,7 @@
 """Learning-rate schedules: numbers by hand, and a contract for every entry."""
 
 import math
+from typing import get_args
 
 import pytest
 
@@ -10,6 +11,9 @@ from src.model.schedules import SCHEDULES, make_schedule
 SPECS = {
     "constant": params.ConstantSchedule(name="constant"),
     "cosine": params.CosineSchedule(name="cosine", warmup_epochs=1, final_fraction=0.1),
+    "one_cycle": params.OneCycleSchedule(
+        name="one_cycle", warmup_fraction=0.25, start_divisor=10, final_divisor=1000
+    ),
     "plateau": params.PlateauSchedule(name="plateau", factor=0.5, patience=2, min_rate=0.2),
 }
 
@@ -35,7 +39,9 @@ def test_contract(name):
 
 def test_every_schedule_of_params_has_an_entry():
     """Catches a schedule that params.yaml accepts and training doesn't know."""
-    assert set(SCHEDULES) == set(SPECS)
+    specs, _discriminator = get_args(params.Schedule)
+    names = {name for spec in get_args(specs) for name in get_args(spec.__annotations__["name"])}
+    assert set(SCHEDULES) == set(SPECS) == names
 
 
 def test_cosine_by_hand():
@@ -46,6 +52,24 @@ def test_cosine_by_hand():
     assert rates[11] == pytest.approx(0.1)
     half = schedule.rate(4) * 0.5 * (1 + math.cos(math.pi * 4 / 7)) * 0.9 + 0.1
     assert rates[8] == pytest.approx(half)
+
+
+def test_one_cycle_by_hand():
+    """Catches a peak that is missed, and ends that are off by one step."""
+    schedule = _schedule("one_cycle")  # 12 steps; 0.25 of the 11 between first and last: rises 3
+    rates = [schedule.rate(step) for step in range(12)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[1] == pytest.approx(0.1 + 0.9 * 0.25)  # (1 - cos 60°) / 2
+    assert rates[3] == pytest.approx(1.0)
+    assert rates[7] == pytest.approx(0.001 + 0.999 * 0.5)
+    assert rates[11] == pytest.approx(0.001)
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+
+
+def test_one_cycle_of_a_single_step():
+    """Catches a division by zero in the shortest phase."""
+    schedule = make_schedule(SPECS["one_cycle"], peak=1.0, steps_per_epoch=1, epochs=1)
+    assert schedule.rate(0) == pytest.approx(1.0)
 
 
 def test_plateau_waits_for_its_patience():

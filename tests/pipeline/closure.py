@@ -50,14 +50,18 @@ def _file_of(name: str) -> str | None:
     return None
 
 
+def _is_module(dep: str) -> bool:
+    return dep.startswith("src/") and dep.endswith(".py")
+
+
 def main() -> None:
-    """Replace every stage's deps below src/ in dvc.yaml by its import closure."""
+    """Replace every stage's modules among its deps in dvc.yaml by its import closure."""
     yaml = YAML()
     yaml.width = 100
     yaml.indent(mapping=2, sequence=4, offset=2)
     document = yaml.load(DVC_YAML)
     for name, stage in document["stages"].items():
-        data = [dep for dep in stage.get("deps", []) if not str(dep).startswith("src/")]
+        data = [dep for dep in stage.get("deps", []) if not _is_module(str(dep))]
         stage["deps"] = data + sorted(import_closure(name))
     yaml.dump(document, DVC_YAML)
 

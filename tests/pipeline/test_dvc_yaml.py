@@ -16,8 +16,15 @@ SECTIONS = (*SECTIONS, "register", "predict")
 @pytest.mark.parametrize("stage", STAGES)
 def test_deps_are_the_import_closure(stage):
     """Catches code that changes without the stage being run again. Mend with: make deps."""
-    named = {dep for dep in STAGES[stage]["deps"] if dep.startswith("src/")}
-    assert named == import_closure(stage)
+    modules = {
+        dep for dep in STAGES[stage]["deps"] if dep.startswith("src/") and dep.endswith(".py")
+    }
+    assert modules == import_closure(stage)
+
+
+def test_evaluate_depends_on_the_templates_of_its_report():
+    """Catches a page that stays as it was when its style, script or text changes."""
+    assert "src/evaluation/page" in STAGES["evaluate"]["deps"]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -105,6 +105,19 @@ def test_metrics_json_is_what_the_run_holds(project):
         assert logged[name] == pytest.approx(value), name
 
 
+def test_report_says_the_metrics_and_lies_in_the_run(project):
+    """Catches a page of an earlier evaluation, and one that a reader of the run can't open."""
+    metrics = _json(project, "reports/metrics.json")
+    page = (project / "reports" / "index.html").read_text(encoding="utf-8")
+    card = (project / "reports" / "model_card.md").read_text(encoding="utf-8")
+    for text in (page, card):
+        assert f"{metrics['holdout']['auroc']:.3f}" in text
+    assert len(page.encode()) < 8e6
+    run_id = _json(project, "models/finetuned/run.json")["run_id"]
+    logged = {artifact.path for artifact in _store(project).list_artifacts(run_id, "report")}
+    assert logged == {"report/index.html", "report/model_card.md"}
+
+
 @pytest.mark.parametrize("stage", ["head", "finetuned"])
 def test_every_run_carries_curves_class_weights_schedule_and_weights(project, stage):
     """Catches a run that can't be compared with others, or whose model is missing."""

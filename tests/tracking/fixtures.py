@@ -42,7 +42,9 @@ def keras_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keras.utils.set_random_seed(1)
     patches = keras.Input((96, 96, 3), dtype="uint8")
     mean = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(patches))
-    model = keras.Model(patches, keras.layers.Dense(1, activation="sigmoid")(mean))
+    logit = keras.layers.Dense(1)(mean)
+    probability = keras.layers.Activation("sigmoid", name="probability")(logit)
+    model = keras.Model(patches, probability)
     path = tmp_path_factory.mktemp("keras") / "model.keras"
     model.save(path)
     return path

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from src import paths
+from src.model.final import CONTRACT, CONTRACT_FILE
 from src.system.durable import replacing_folder, write_json
 from src.tracking.records import RunRecord
 
@@ -15,6 +16,7 @@ def point_paths_at(root: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(paths, "TRACKING_ROOT", root)
     patch.setattr(paths, "MLFLOW_DB", root / "mlflow.db")
     patch.setattr(paths, "MLFLOW_ARTIFACTS", root / "mlruns")
+    patch.setattr(paths, "PROMOTIONS", root / "mlruns" / "promotions")
     patch.setattr(paths, "TRACKING_LOCK", root / ".cache" / "mlflow.lock")
     patch.setattr(paths, "CACHE", root / ".cache")
 
@@ -52,7 +54,6 @@ def fit(n_epochs: int = 2) -> dict:
             "val_loss": 0.8 / epoch,
             "val_auroc": 0.6 + 0.1 * epoch,
             "learning_rate": rate,
-            "epoch_s": 1.0,
         }
         for epoch, rate in enumerate(rates, start=1)
     ]
@@ -63,7 +64,6 @@ def fit(n_epochs: int = 2) -> dict:
         "schedule": {"name": "plateau", "factor": 0.5},
         "best_epoch": n_epochs,
         "stopped_early": False,
-        "wall_s": 2.0,
         "n_train": 100,
         "n_val": 20,
         "initial_weights_sha256": "a" * 64,
@@ -74,10 +74,15 @@ def fit(n_epochs: int = 2) -> dict:
     }
 
 
+def timing(n_epochs: int = 2) -> dict:
+    return {"epoch_s": [1.0] * n_epochs, "wall_s": float(n_epochs)}
+
+
 def model_folder(folder: Path, keras_file: Path, run_id: str, run_record: RunRecord) -> Path:
     with replacing_folder(folder) as temporary:
         (temporary / "model.keras").write_bytes(keras_file.read_bytes())
         write_json(temporary / "fit.json", fit())
+        write_json(temporary / "timing.json", timing())
         write_json(temporary / "run.json", {"run_id": run_id, "record": run_record.to_json()})
     return folder
 
@@ -87,6 +92,7 @@ def final_folder(folder: Path, keras_file: Path, training_ids: list[str] = ["a" 
         (temporary / "model.keras").write_bytes(keras_file.read_bytes())
         operating_point = {"rule": {"min_sensitivity": 0.95}, "threshold": 0.4, "temperature": 1.5}
         write_json(temporary / "operating_point.json", operating_point)
+        write_json(temporary / CONTRACT_FILE, CONTRACT)
         (temporary / "training_ids.txt").write_text("".join(f"{i}\n" for i in training_ids))
     return folder
 

@@ -123,7 +123,7 @@ def swap_weights_and_manifest(folder: Path) -> None:
 
 def foreign_loader(folder: Path) -> None:
     mlmodel = folder / "MLmodel"
-    mlmodel.write_text(mlmodel.read_text().replace("mlflow.keras", "os"))
+    mlmodel.write_text(mlmodel.read_text().replace("src.serving", "os"))
 
 
 def add_code(folder: Path) -> None:

@@ -12,7 +12,7 @@ from src.system.durable import read_json, write_json
 from src.tracking import lifecycle, runs
 from src.tracking.records import flat_metrics, run_name, run_params
 from src.tracking.store import EXPERIMENT, TrackingError
-from tests.tracking.support import fit, model_folder, record
+from tests.tracking.support import fit, model_folder, record, timing
 
 pytest_plugins = ("tests.tracking.fixtures",)
 
@@ -61,7 +61,7 @@ def test_run_carries_all_a_person_compares(store, keras_file):
     with runs.training_run(record(parent_run_id="f" * 32)) as run:
         for row in HISTORY:
             run.log_epoch(row["epoch"], row)
-        run.log_result(fit(), keras_file, {})
+        run.log_result(fit(), timing(), keras_file, {})
     logged = store.client.get_run(run.run_id)
     assert logged.info.status == "FINISHED"
     assert metrics_by_step(store, run.run_id, "learning_rate") == [(1, 3e-4), (2, 1.5e-4)]
@@ -88,7 +88,7 @@ def test_logged_model_takes_uint8_and_is_pinned(store, keras_file):
     import mlflow.models
 
     with runs.training_run(record()) as run:
-        run.log_result(fit(), keras_file, {})
+        run.log_result(fit(), timing(), keras_file, {})
     model_id = store.client.get_run(run.run_id).outputs.model_outputs[0].model_id
     model = store.client.get_logged_model(model_id)
     assert (model.name, model.status) == ("resnet50", "READY")
@@ -190,7 +190,7 @@ def test_outage_costs_a_warning_and_no_metric(store, keras_file, monkeypatch, ca
         warned = {id(r): r.levelname for r in caplog.records if r.name == "hcd.tracking"}
         assert list(warned.values()) == ["WARNING"]
         outage.is_down = False
-        run.log_result(fit(3), keras_file, {})
+        run.log_result(fit(3), timing(3), keras_file, {})
     losses = metrics_by_step(store, run.run_id, "loss")
     assert losses == [(1, 0.7), (2, 0.35), (3, pytest.approx(0.7 / 3))]
 
@@ -200,7 +200,7 @@ def test_result_that_is_not_taken_is_told(store, keras_file, monkeypatch):  # no
     with runs.training_run(record()) as run:
         outage = Outage(run._store.client, monkeypatch)
         with pytest.raises(TrackingError, match=refused):
-            run.log_result(fit(), keras_file, {})
+            run.log_result(fit(), timing(), keras_file, {})
         outage.is_down = False
 
 

@@ -1,0 +1,238 @@
+"""What ``register`` and ``promote`` share: a version beside the champion on the same patches."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from logging import Logger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src import paths
+from src.params import EvaluateParams, Params
+from src.system.durable import read_json, verify_folder
+from src.system.errors import ProjectError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from src.data.labelled import LabelledPatches
+    from src.evaluation.intervals import Difference
+    from src.evaluation.promotion import Decision
+    from src.tracking.registry import VersionFiles
+
+_N_RELOAD_PATCHES = 16
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The champion a decision is taken against.
+
+    ``version`` is where the alias points, None where nowhere. ``files`` is None where the champion
+    doesn't stand, and ``absent`` says why then.
+    """
+
+    version: int | None = None
+    files: "VersionFiles | None" = None
+    absent: str = "no champion yet"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Challenger and champion on the holdout patches that the champion was not trained on.
+
+    ``n_groups`` counts those patches' groups that hold a class. The AUROCs and their difference,
+    challenger minus champion, are None where they can't be had; ``impossible`` says why then.
+    """
+
+    version: int
+    n_patches: int
+    n_excluded: int
+    n_groups: Mapping[str, int] = field(default_factory=dict)
+    auroc: float | None = None
+    challenger_auroc: float | None = None
+    difference: "Difference | None" = None
+    impossible: str | None = None
+
+
+def start(params: Params) -> None:
+    """Start TensorFlow as ``evaluate`` does, so that probabilities agree."""
+    from src.system.determinism import start_tensorflow
+
+    runtime = params.runtime
+    start_tensorflow(
+        seed=params.evaluate.seed, threads=runtime.threads, quiet=runtime.quiet_tensorflow
+    )
+
+
+def read_holdout(predictions: Path) -> "pd.DataFrame":
+    """Holdout rows of the verified ``predictions.parquet``.
+
+    Columns: id, group, label, probability, baseline_probability.
+    """
+    import pandas as pd
+
+    verify_folder(predictions.parent)
+    table = pd.read_parquet(predictions)
+    holdout = table[table["split"] == "holdout"].reset_index(drop=True)
+    if holdout.empty:
+        raise ProjectError(f"no holdout patches in {predictions}; run: dvc repro evaluate")
+    return holdout
+
+
+def standing_champion(name: str, log: Logger) -> Champion:
+    """The present champion, verified, loaded and its golden batch reproduced; or why it isn't."""
+    from src.evaluation.promotion import GOLDEN_TOLERANCE
+    from src.tracking.golden import golden_error
+    from src.tracking.logged_models import VerificationError
+    from src.tracking.registry import champion_version, load_version
+    from src.tracking.store import TrackingError
+
+    version = champion_version(name)
+    if version is None:
+        return Champion()
+    try:
+        files = load_version(name, version)
+        error = 0.0 if files.golden is None else golden_error(files.model, files.golden)
+        if not error <= GOLDEN_TOLERANCE:  # also True for NaN
+            raise VerificationError(
+                f"model verification failed: golden batch not reproduced, logits differ by up to "
+                f"{error:.2g}, allowed {GOLDEN_TOLERANCE:g}"
+            )
+    except (VerificationError, TrackingError) as error:
+        absent = f"champion version {version} doesn't stand: {error}"
+        log.warning(absent)
+        return Champion(version, absent=absent)
+    return Champion(version, files)
+
+
+def compare(
+    champion: "VersionFiles",
+    holdout: "pd.DataFrame",
+    champion_probabilities: NDArray[np.float64],
+    params: EvaluateParams,
+) -> Comparison:
+    """Compare on the patches the champion was not trained on; the others are counted.
+
+    ``holdout`` has the challenger's ``probability``; ``champion_probabilities`` (n,) belong to its
+    n rows.
+    """
+    from src.evaluation.metrics import UndefinedMetric, auroc
+
+    unseen = ~holdout["id"].isin(champion.training_ids).to_numpy()
+    rows, scores = holdout[unseen], champion_probabilities[unseen]
+    found: dict[str, Any] = {
+        "version": champion.version,
+        "n_patches": len(rows),
+        "n_excluded": int((~unseen).sum()),
+        "n_groups": groups_by_class(rows),
+    }
+    if rows.empty:
+        return Comparison(**found, impossible="the champion was trained on every holdout patch")
+    try:
+        return Comparison(
+            **found,
+            difference=difference(rows, rows["probability"], scores, params),
+            auroc=auroc(rows["label"], scores),
+            challenger_auroc=auroc(rows["label"], rows["probability"]),
+        )
+    except UndefinedMetric as error:
+        return Comparison(**found, impossible=str(error))
+
+
+def difference(
+    rows: "pd.DataFrame", scores: Any, other_scores: Any, params: EvaluateParams
+) -> "Difference":
+    """AUROC of ``scores`` minus that of ``other_scores``, paired, with its clustered interval."""
+    from src.evaluation.intervals import paired_difference
+
+    return paired_difference(
+        rows["label"],
+        scores,
+        other_scores,
+        rows["group"],
+        n_resamples=params.n_resamples,
+        confidence=params.confidence,
+        rng=np.random.default_rng(params.seed),
+    )
+
+
+def groups_by_class(rows: "pd.DataFrame") -> dict[str, int]:
+    """How many groups hold normal patches, and how many tumour."""
+    return {
+        name: int(rows.loc[rows["label"] == label, "group"].nunique())
+        for label, name in enumerate(("normal", "tumour"))
+    }
+
+
+def reload_error(
+    version: "VersionFiles", holdout: "pd.DataFrame", batch_size: int, log: Logger
+) -> float:
+    """Largest difference in probability, on the first holdout patches, from ``holdout``'s."""
+    first = holdout.head(_N_RELOAD_PATCHES)
+    reloaded = score(version, first["id"], batch_size, log)
+    return float(np.abs(reloaded - first["probability"].to_numpy()).max())
+
+
+def score(
+    version: "VersionFiles", ids: "pd.Series[str]", batch_size: int, log: Logger
+) -> NDArray[np.float64]:
+    """Probabilities (n,) of holdout patches, in the order of ``ids``."""
+    from src.data.labelled import load_split
+    from src.model.inference import predict_probabilities
+
+    patches = load_split("holdout")
+    rows = rows_of(ids, patches)
+    return predict_probabilities(
+        version.model, patches.pixels, rows, batch_size=batch_size, log=log
+    )
+
+
+def rows_of(ids: "pd.Series[str]", patches: "LabelledPatches") -> NDArray[np.int64]:
+    """Where each id lies in the packed pixels."""
+    import pandas as pd
+
+    rows = pd.Series(patches.rows, index=patches.ids).reindex(ids)
+    if rows.isna().any():
+        raise ProjectError(
+            f"{int(rows.isna().sum()):,} holdout ids of predictions.parquet are not in the split, "
+            f"first: {rows.index[rows.isna()][0]}; run: dvc repro evaluate"
+        )
+    return rows.to_numpy(dtype=np.int64)
+
+
+def final_weights_sha256() -> str:
+    """Of the weights that ``predictions.parquet`` comes from."""
+    return str(read_json(paths.FINETUNED_MODEL / "fit.json")["final_weights_sha256"])
+
+
+def evidence_document(
+    name: str,
+    version: int,
+    champion: Champion,
+    decision: "Decision",
+    comparison: Comparison | None,
+    **more: Any,
+) -> dict[str, Any]:
+    """All that a decision about a version was based on, as plain values."""
+    return {
+        "name": name,
+        "version": version,
+        "decided_against": champion.version,
+        "promote": decision.promote,
+        "rules": decision.as_table(),
+        "comparison": None if comparison is None else asdict(comparison),
+        **more,
+    }
+
+
+def decision_tags(decision: "Decision", *, verdict: str, evidence_sha256: str) -> dict[str, str]:
+    """A decision as tags of its version: in words, rule by rule, and where the evidence lies."""
+    import json
+
+    return {
+        "decision": f"{verdict}: {'; '.join(decision.reasons)}",
+        "rules": json.dumps({name: check.held for name, check in decision.checks.items()}),
+        "evidence_sha256": evidence_sha256,
+    }

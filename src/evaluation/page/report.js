@@ -1,0 +1,118 @@
+"use strict";
+(function () {
+  const data = JSON.parse(document.getElementById("payload").textContent);
+  const { probabilities, labels, ids, thumbnails, chosen, grid, box } = data;  // sorted by probability
+  const SHOWN = 60;
+  const n = probabilities.length;
+  const tumourBelow = new Array(n + 1).fill(0);
+  for (let i = 0; i < n; i++) tumourBelow[i + 1] = tumourBelow[i] + labels[i];
+  const nTumour = tumourBelow[n], nNormal = n - nTumour;
+  const byId = (id) => document.getElementById(id);
+  const slider = byId("slider"), exact = byId("exact");
+
+  // patches below the threshold; those at it are called tumour
+  function below(threshold) {
+    let low = 0, high = n;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (probabilities[middle] < threshold) low = middle + 1; else high = middle;
+    }
+    return low;
+  }
+
+  function counts(threshold) {
+    const k = below(threshold), fn = tumourBelow[k], tn = k - fn;
+    return { k, fn, tn, tp: nTumour - fn, fp: nNormal - tn };
+  }
+
+  function rates(c) {
+    const share = (part, rest) => (part + rest > 0 ? part / (part + rest) : NaN);
+    return {
+      sensitivity: share(c.tp, c.fn), specificity: share(c.tn, c.fp), ppv: share(c.tp, c.fp),
+      npv: share(c.tn, c.fn), f1: share(2 * c.tp, c.fp + c.fn),
+    };
+  }
+
+  const number = (value, digits) => (Number.isFinite(value) ? value.toFixed(digits) : "undefined");
+
+  function interval(name, threshold) {
+    const bounds = threshold === chosen.threshold
+      ? chosen[name] : grid[name] && grid[name][Math.round(threshold * (grid[name].length - 1))];
+    return bounds && bounds[0] !== null ? bounds[0].toFixed(3) + " to " + bounds[1].toFixed(3) : "none";
+  }
+
+  function move(chart, x, y) {
+    const marker = document.querySelector("#" + chart + " .marker");
+    if (!marker) return;
+    marker.style.display = Number.isFinite(x) && Number.isFinite(y) ? "" : "none";
+    marker.setAttribute("cx", box.left + x * (box.right - box.left));
+    marker.setAttribute("cy", box.bottom - y * (box.bottom - box.top));
+  }
+
+  function update(threshold) {
+    const c = counts(threshold), r = rates(c);
+    for (const name of ["tp", "fn", "fp", "tn"]) byId(name).textContent = c[name];
+    for (const name of Object.keys(r)) {
+      if (!byId(name)) continue;
+      byId(name).textContent = number(r[name], 4);
+      byId(name + "-ci").textContent = interval(name, threshold);
+    }
+    move("roc", 1 - r.specificity, r.sensitivity);
+    move("precision-recall", r.sensitivity, r.ppv);
+    const line = document.querySelector("#histogram .threshold");
+    for (const end of ["x1", "x2"]) line.setAttribute(end, box.left + threshold * (box.right - box.left));
+    showChanged(threshold, c);
+  }
+
+  function showChanged(threshold, c) {
+    const was = counts(chosen.threshold);
+    const from = Math.min(was.k, c.k), to = Math.max(was.k, c.k);
+    const raised = c.k > was.k, tumour = Math.abs(c.fn - was.fn), normal = Math.abs(c.tn - was.tn);
+    byId("change").textContent = from === to ? "No patch changes sides against the chosen threshold."
+      : (to - from) + " patches change sides: " + (raised
+        ? tumour + " tumour patches newly missed, " + normal + " false alarms fewer."
+        : tumour + " tumour patches newly found, " + normal + " false alarms more.")
+        + (to - from > SHOWN ? " The " + SHOWN + " nearest to the chosen threshold:" : "");
+    const list = byId("changed");
+    list.replaceChildren();
+    const indices = [];
+    for (let i = from; i < to; i++) indices.push(i);
+    if (!raised) indices.reverse();
+    for (const i of indices.slice(0, SHOWN)) list.append(item(i, raised !== Boolean(labels[i])));
+  }
+
+  function item(i, better) {
+    const entry = document.createElement("li");
+    const picture = thumbnails[i];
+    if (picture) {
+      const image = document.createElement("img");
+      image.src = picture;
+      image.alt = "patch " + ids[i];
+      entry.append(image);
+    }
+    const text = document.createElement("span");
+    text.className = better ? "better" : "worse";
+    text.textContent = (better ? "▲ " : "▼ ") + (labels[i] ? "tumour" : "normal");
+    entry.append(text, document.createElement("br"), probabilities[i].toFixed(3) + " " + ids[i]);
+    return entry;
+  }
+
+  function set(value) {
+    const threshold = Math.min(1, Math.max(0, value));
+    if (!Number.isFinite(threshold)) return;
+    slider.value = threshold;
+    exact.value = threshold;
+    update(threshold);
+  }
+
+  slider.addEventListener("input", () => set(Number(slider.value)));
+  exact.addEventListener("change", () => set(Number(exact.value)));
+  byId("reset").addEventListener("click", () => set(chosen.threshold));
+  const fromHash = () => {
+    const found = /threshold=([0-9.eE+-]+)/.exec(location.hash);
+    if (found) set(Number(found[1]));
+    return Boolean(found);
+  };
+  addEventListener("hashchange", fromHash);
+  if (!fromHash()) set(chosen.threshold);
+})();

@@ -1,0 +1,14 @@
+"""The columns of ``predictions.parquet``, one row a val or holdout patch.
+
+==========================  ====================================================================
+``id split group label``    as in the split; label 0 normal, 1 tumour
+``slide``                   null where the archive doesn't name it
+``stain``                   a few clusters by colour (``src.data.stain_names``), null if blank
+``logit``                   of the model; the mean over 8 views with ``evaluate.tta``
+``logit_one_view``          of the patch as it is; only with ``evaluate.tta``
+``probability``             sigmoid(logit / temperature)
+``baseline_probability``    of the colour baseline
+==========================  ====================================================================
+"""
+
+ONE_VIEW = "logit_one_view"

@@ -1,0 +1,183 @@
+"""One view of a split's activations on disk: a file filled block by block, and its ledger.
+
+The ledger names the blocks that are safely on disk, each with the CRC-32 of its bytes; it is
+written after the data is. A block that is missing, torn or damaged is simply computed again, so a
+kill at any moment costs at most the last seconds of work.
+"""
+
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from logging import Logger
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import DTypeLike, NDArray
+
+from src.data.batches import VIEW_BLOCK, n_batches
+from src.system.durable import read_json, write_json
+from src.system.errors import ProjectError
+
+ComputeBlock = Callable[[int], NDArray[np.float32]]
+"""Block number → float32 activations of its patches, (64 or, in the last block, fewer, …)."""
+
+_LEDGER_EVERY_S = 5.0
+
+
+class ActivationsOverflow(ProjectError):
+    """An activation is too large for the cache's type, or is not a number."""
+
+
+class ActivationFile:
+    """Activations (n, …) of one split in one view.
+
+    Several processes may use one file: whoever fills holds the lock, the others wait and then find
+    the blocks there. A file that another process evicts stays readable here.
+    """
+
+    def __init__(
+        self, folder: Path, view: int, *, n: int, shape: tuple[int, ...], dtype: DTypeLike
+    ) -> None:
+        self._n = n
+        self._shape = shape
+        self._dtype = np.dtype(dtype)
+        self._row_bytes = int(np.prod(shape)) * self._dtype.itemsize
+        self._ledger = folder / f"view-{view}.json"
+        self._lock = FileLock(folder / f"view-{view}.lock")
+        self._path = folder / f"view-{view}.bin"
+        self._descriptor = self._open()
+        self._verified = np.zeros(n_batches(n, VIEW_BLOCK), np.bool_)
+
+    def has(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of ``positions`` (k,) were found whole, or put there, by this process."""
+        return self._verified[positions // VIEW_BLOCK]
+
+    def read(self, positions: NDArray[np.int64]) -> NDArray[np.generic]:
+        """Rows ``positions`` (k,) → (k, …); only for those :meth:`has` speaks for."""
+        rows = np.empty((len(positions), self._row_bytes), np.uint8)
+        for row, position in zip(rows, positions.tolist(), strict=True):
+            os.preadv(self._descriptor, [row.data], position * self._row_bytes)
+        return rows.view(self._dtype).reshape(len(positions), *self._shape)
+
+    def missing(self, blocks: Iterable[int]) -> list[int]:
+        """Those of ``blocks`` that are not whole on disk, in order."""
+        unverified = [block for block in sorted(set(blocks)) if not self._verified[block]]
+        if not unverified:
+            return []
+        ledger = self._read_ledger()
+        for block in unverified:
+            self._verified[block] = self._is_whole(block, ledger)
+        return [block for block in unverified if not self._verified[block]]
+
+    def ensure(
+        self,
+        blocks: Iterable[int],
+        compute: ComputeBlock,
+        *,
+        advance: Callable[[int], None],
+        log: Logger,
+    ) -> None:
+        """Compute and keep those of ``blocks`` that are not there; ``advance`` counts patches.
+
+        Raises
+        ------
+        ActivationsOverflow
+            A value does not fit the file's type.
+        OSError
+            The disk is full or fails.
+        """
+        wanted = self.missing(blocks)
+        if not wanted:
+            return
+        self._acquire(log)
+        try:
+            found = set(wanted)
+            wanted = self.missing(wanted)
+            advance(sum(self._size(block) for block in found - set(wanted)))
+            self._fill(wanted, compute, advance)
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Give the file back."""
+        os.close(self._descriptor)
+
+    def _acquire(self, log: Logger) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            log.info("another process computes these activations: waits for it")
+            self._lock.acquire()
+
+    def _fill(
+        self, blocks: list[int], compute: ComputeBlock, advance: Callable[[int], None]
+    ) -> None:
+        ledger = self._read_ledger()
+        last = time.monotonic()
+        for block in blocks:
+            data = self._as_stored(compute(block)).tobytes()
+            _write_at(self._descriptor, data, block * VIEW_BLOCK * self._row_bytes)
+            ledger[block] = zlib.crc32(data)
+            self._verified[block] = True
+            advance(self._size(block))
+            if time.monotonic() - last > _LEDGER_EVERY_S:
+                self._write_ledger(ledger)
+                last = time.monotonic()
+        if blocks:
+            self._write_ledger(ledger)
+
+    def _as_stored(self, values: NDArray[np.float32]) -> NDArray[np.generic]:
+        stored = as_stored(values, self._dtype)
+        if not np.isfinite(stored).all():
+            raise ActivationsOverflow(
+                f"activations up to {np.abs(values).max():.3g} don't fit {self._dtype}; "
+                "set cache.dtype: float32, or look at the weights if that is what it is"
+            )
+        return stored
+
+    def _open(self) -> int:
+        with self._lock:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            if os.fstat(descriptor).st_size != self._n * self._row_bytes:
+                self._ledger.unlink(missing_ok=True)
+                os.ftruncate(descriptor, self._n * self._row_bytes)  # sparse: takes no disk yet
+        return descriptor
+
+    def _size(self, block: int) -> int:
+        return min(VIEW_BLOCK, self._n - block * VIEW_BLOCK)
+
+    def _is_whole(self, block: int, ledger: list[int | None]) -> bool:
+        if ledger[block] is None:
+            return False
+        n_bytes = self._size(block) * self._row_bytes
+        data = os.pread(self._descriptor, n_bytes, block * VIEW_BLOCK * self._row_bytes)
+        return zlib.crc32(data) == ledger[block]
+
+    def _read_ledger(self) -> list[int | None]:
+        n_blocks = n_batches(self._n, VIEW_BLOCK)
+        try:
+            ledger: list[int | None] = read_json(self._ledger)["crc32"]
+        except (ProjectError, KeyError, TypeError):
+            return [None] * n_blocks
+        return ledger if len(ledger) == n_blocks else [None] * n_blocks
+
+    def _write_ledger(self, ledger: list[int | None]) -> None:
+        os.fsync(self._descriptor)
+        write_json(self._ledger, {"crc32": ledger})
+
+
+def as_stored(values: NDArray[np.float32], dtype: DTypeLike) -> NDArray[np.generic]:
+    """``values`` rounded to the file's type; what doesn't fit becomes infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype(dtype, copy=False)
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    # read and written, not mapped: a full disk is an error and not a crash, and what was read
+    # doesn't count as memory of this process
+    remaining = memoryview(data)
+    while remaining:
+        written = os.pwrite(descriptor, remaining, offset)
+        remaining, offset = remaining[written:], offset + written

@@ -1,0 +1,55 @@
+"""A verified version as what it is used for: patches in, probabilities and decisions out.
+
+The one way in which ``predict --input`` and the server score, so that they agree.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.model.final import check_contract
+from src.model.inference import forward_pass
+from src.params import RuntimeParams
+from src.system.determinism import start_tensorflow
+
+if TYPE_CHECKING:
+    from src.tracking.registry import VersionFiles
+
+DECISIONS = ("normal", "tumour")
+
+
+def start(runtime: RuntimeParams) -> None:
+    """Start TensorFlow as ``evaluate`` does, so that probabilities agree."""
+    # nothing random happens here: any seed will do
+    start_tensorflow(seed=0, threads=runtime.threads, quiet=runtime.quiet_tensorflow)
+
+
+class Scorer:
+    """Scores patches with one version.
+
+    Parameters
+    ----------
+    version
+        Verified and loaded.
+
+    Raises
+    ------
+    ContractError
+        The version expects other input than this code gives, or answers otherwise.
+    """
+
+    def __init__(self, version: "VersionFiles") -> None:
+        check_contract(version.contract, version.model)
+        self.threshold = float(version.operating_point["threshold"])
+        self._forward = forward_pass(version.model)
+
+    def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Calibrated probability of tumour (n,) of patches (n, 96, 96, 3) uint8."""
+        if not len(pixels):
+            return np.empty(0)
+        return self._forward(pixels).astype(np.float64)
+
+    def decisions(self, probabilities: NDArray[np.float64]) -> list[str]:
+        """``tumour`` at or above the stored threshold, ``normal`` below it."""
+        return [DECISIONS[int(p >= self.threshold)] for p in probabilities]

@@ -1,0 +1,1 @@
+"""The search behind ``python -m src.tune``: space, study, trials, workers, reports."""

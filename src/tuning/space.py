@@ -1,0 +1,116 @@
+"""Between ``params.yaml``'s space and Optuna: distributions, and what a trial's values mean."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from src.model.backbone import BACKBONES
+from src.params import Choice, Dimension, LogRange, Params
+from src.system.errors import ProjectError
+
+if TYPE_CHECKING:
+    from optuna import Trial
+    from optuna.distributions import BaseDistribution
+
+Space = Mapping[str, Dimension]
+
+_DIGITS = 3  # significant ones of a number drawn from a range: what is trained is what is applied
+
+
+class SpaceError(ProjectError):
+    """The space asks for what the model can't have."""
+
+
+def distributions(space: Space) -> "dict[str, BaseDistribution]":
+    """The space as Optuna draws from it, in its order."""
+    return {name: _distribution(dimension) for name, dimension in space.items()}
+
+
+def _distribution(dimension: Dimension) -> "BaseDistribution":
+    from optuna.distributions import (
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+
+    if isinstance(dimension, Choice):
+        return CategoricalDistribution([_label(value) for value in dimension.choice])
+    if isinstance(dimension, LogRange):
+        low, high = dimension.log
+        return FloatDistribution(low, high, log=True)
+    low, high = dimension.linear
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high)
+    return FloatDistribution(low, high)
+
+
+def draw(trial: "Trial", space: Space) -> dict[str, Any]:
+    """Let Optuna draw every dimension; the values that the trial is run with."""
+    from optuna.distributions import (
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+
+    for name, distribution in distributions(space).items():
+        if isinstance(distribution, CategoricalDistribution):
+            trial.suggest_categorical(name, distribution.choices)
+        elif isinstance(distribution, IntDistribution):
+            trial.suggest_int(name, distribution.low, distribution.high)
+        elif isinstance(distribution, FloatDistribution):
+            trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+    return values_of(space, trial.params)
+
+
+def values_of(space: Space, drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """What Optuna drew, as values of parameters; numbers from a range have 3 significant digits."""
+    return {name: _value(space[name], drawn[name]) for name in space}
+
+
+def _value(dimension: Dimension, drawn: Any) -> Any:
+    if isinstance(dimension, Choice):
+        return next(value for value in dimension.choice if _label(value) == drawn)
+    if isinstance(drawn, int):
+        return drawn
+    low, high = map(float, dimension.ends)  # type: ignore[arg-type]  # a range's ends are numbers
+    return min(max(float(f"{drawn:.{_DIGITS}g}"), low), high)
+
+
+def drawn_from(space: Space, values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """``values`` as Optuna would have drawn them; None where one lies outside the space."""
+    drawn = {name: _label(values[name]) for name in space}
+    return drawn if all(_is_in(space[name], drawn[name]) for name in space) else None
+
+
+def _is_in(dimension: Dimension, label: Any) -> bool:
+    if isinstance(dimension, Choice):
+        return label in [_label(value) for value in dimension.choice]
+    if isinstance(label, bool) or not isinstance(label, int | float):
+        return False
+    low, high = map(float, dimension.ends)  # type: ignore[arg-type]  # a range's ends are numbers
+    return low <= label <= high
+
+
+def _label(value: Any) -> Any:
+    """Optuna keeps plain values only; a mapping becomes its JSON."""
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+
+
+def check_depths(params: Params) -> None:
+    """Refuse depths that the backbone hasn't.
+
+    Raises
+    ------
+    SpaceError
+        Names the depth and the backbone's blocks.
+    """
+    dimension = params.tune.space.get("finetune.depth")
+    if dimension is None:
+        return
+    n_blocks = len(BACKBONES[params.model.backbone].blocks)
+    deepest = max(int(str(end)) for end in dimension.ends)
+    if deepest > n_blocks:
+        raise SpaceError(
+            f"tune.space.finetune.depth must be ≤ {n_blocks}, the residual blocks of "
+            f"{params.model.backbone} (got {deepest})"
+        )

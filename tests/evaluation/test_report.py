@@ -1,0 +1,202 @@
+"""The page: whole, offline, escaped, and its slider agrees with Python in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.evaluation.metrics import UndefinedMetric, f1, npv, ppv, sensitivity, specificity
+from src.evaluation.report import render_model_card, render_report
+from tests.evaluation.report_sources import PICTURE, THRESHOLD, predictions, sources
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+SETTINGS = {"n_resamples": 100, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def made():
+    return sources()
+
+
+@pytest.fixture(scope="module")
+def page(made):
+    return render_report(made, **SETTINGS)
+
+
+class _Elements(HTMLParser):
+    """Every start tag with its attributes, in order."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def of(self, *tags):
+        return [attributes for tag, attributes in self.found if tag in tags]
+
+
+def test_nothing_is_loaded_from_elsewhere(page):
+    """A font or script from a server: no page without network, and readers are tracked."""
+    elements = _Elements(page)
+    for attributes in elements.of("img", "script", "link", "iframe", "source", "use"):
+        for name in ("src", "href"):
+            assert attributes.get(name, "data:").startswith("data:")
+    assert all(a["href"].startswith("#") for a in elements.of("a"))
+    assert "@import" not in page
+    assert not re.search(r"url\(", page)
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in page
+
+
+def test_can_be_read_without_seeing_it(page):
+    """Pictures without words, tables without headers, sections out of order."""
+    elements = _Elements(page)
+    tags = [tag for tag, _ in elements.found]
+    assert tags.count("h1") == 1
+    assert tags.count("table") == tags.count("caption")
+    assert all(th.get("scope") in ("row", "col") for th in elements.of("th"))
+    assert all(image.get("alt") for image in elements.of("img"))
+    assert all(svg.get("aria-label") for svg in elements.of("svg"))
+    levels = [int(tag[1]) for tag in tags if re.fullmatch(r"h[1-6]", tag)]
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {a["href"][1:] for a in elements.of("a")} <= set(ids)
+
+
+def test_verdict_comes_first_and_says_the_numbers(page, made):
+    holdout = made.metrics["holdout"]
+    place = page.index(f"{holdout['auroc']:.3f}")
+    assert page.index('id="verdict"') < place < page.index('id="threshold"')
+    assert f"{holdout['auroc_low']:.3f} to {holdout['auroc_high']:.3f}" in page
+    told = "Yes" if made.metrics["beats_baseline"] else "No"
+    assert re.search(rf"Better than colour alone\?</p><p class=\"big\">{told}<", page)
+
+
+def test_names_from_outside_are_text():
+    """An archive or group named like markup would run in the reader's browser."""
+    evil = "</script><script>alert(1)</script>"
+    table = predictions()
+    table["id"] = [evil[:9] + id_[9:] for id_ in table["id"]]
+    odd = sources(table.assign(slide=evil), ingest={"archive": {"name": evil}})
+    assert evil not in render_report(odd, **SETTINGS)
+    assert render_report(odd, **SETTINGS).count("</script>") == 2
+
+
+def test_page_of_a_full_holdout_is_small_enough():
+    """Kaggle's 33,000 holdout patches, 600 thumbnails and 40 pictures of usual size: below 8 MB."""
+    table = predictions(66_000, n_groups=30)
+    full = sources(table)
+    thumbnails = dict.fromkeys(full.holdout["id"].iloc[:600], PICTURE + "A" * 2_500)
+    pictures = dict.fromkeys(full.pictures, PICTURE + "A" * 30_000)
+    explored = {f"{place}.png": (PICTURE + "A" * 110_000, 860, 600) for place in range(13)}
+    full = sources(table, thumbnails=thumbnails, pictures=pictures, explored=explored)
+    assert len(render_report(full, **SETTINGS).encode()) < 8e6
+
+
+def test_card_says_what_the_page_says(made):
+    """Two sources of one number."""
+    card, metrics = render_model_card(made), made.metrics
+    for name in ("auroc", "brier_loss", "calibration_slope"):
+        values = metrics["holdout"]
+        assert f"{values[name]:.3f} ({values[f'{name}_low']:.3f} to" in card
+    assert "**Not for diagnosis.**" in card
+    assert "CC0" in card
+    assert "groups are slides" in card
+    assert "c0ffee" in card
+    rows = [line for line in card.splitlines() if line.startswith("| AUROC")]
+    assert rows[0].count("|") == 5
+    assert "\n\n\n\n" not in card
+
+
+def test_report_of_a_split_by_patch_warns():
+    """The flattering figure without its caveat."""
+    weak = sources(slide_disjoint=False)
+    for text in (render_report(weak, **SETTINGS), render_model_card(weak)):
+        assert "not by slide" in text
+
+
+def _browser():
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    return found
+
+
+def _dom(page_file: Path, hash_: str, profile: Path) -> str:
+    done = subprocess.run(
+        [
+            _browser(),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={profile}",
+            "--virtual-time-budget=3000",
+            "--dump-dom",
+            f"{page_file.as_uri()}#{hash_}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout
+
+
+def _text(dom: str, id_: str) -> str:
+    return re.search(rf'id="{id_}"[^>]*>([^<]*)<', dom).group(1)
+
+
+# at the threshold itself 6 patches stand; a hair above it they are no longer called tumour
+@pytest.mark.parametrize(
+    "threshold", [THRESHOLD, float(np.nextafter(THRESHOLD, 1)), 0.3, 0.731, 0.0, 1.0]
+)
+def test_slider_moves_the_numbers_to_those_of_python(page, made, tmp_path, threshold):
+    """> in place of >=, rounded probabilities, or rates with their parts swapped."""
+    file = tmp_path / "index.html"
+    file.write_text(page, encoding="utf-8")
+    dom = _dom(file, f"threshold={threshold!r}", tmp_path / "profile")
+    label = made.holdout["label"].to_numpy(dtype=bool)
+    probability = made.holdout["probability"].to_numpy()
+    called = probability >= threshold
+    expected = {
+        "tp": label & called,
+        "fn": label & ~called,
+        "fp": ~label & called,
+        "tn": ~label & ~called,
+    }
+    assert {name: int(_text(dom, name)) for name in expected} == {
+        name: int(patches.sum()) for name, patches in expected.items()
+    }
+    for metric in (sensitivity, specificity, ppv, npv, f1):
+        try:
+            value = f"{metric(label, probability, threshold=threshold):.4f}"
+        except UndefinedMetric:
+            value = "undefined"
+        assert _text(dom, metric.name) == value
+    low, high = sorted((threshold, THRESHOLD))
+    n_changed = int(((probability >= low) & (probability < high)).sum())
+    told = _text(dom, "change")
+    assert told.startswith(f"{n_changed} patches" if n_changed else "No patch")
+    assert dom.count("▲") + dom.count("▼") - page.count("▲") - page.count("▼") == min(n_changed, 60)
+    values = made.metrics["holdout"]
+    if threshold == THRESHOLD:
+        bounds = f"{values['sensitivity_low']:.3f} to {values['sensitivity_high']:.3f}"
+        assert _text(dom, "sensitivity-ci") == bounds
+
+
+def test_payload_holds_every_probability_exactly(page, made):
+    """Six digits would put patches on the wrong side of the threshold."""
+    payload = json.loads(re.search(r'id="payload">(.*?)</script>', page, re.DOTALL).group(1))
+    assert payload["probabilities"] == made.holdout["probability"].tolist()
+    assert payload["labels"] == made.holdout["label"].tolist()
+    assert payload["probabilities"] == sorted(payload["probabilities"])

@@ -1,0 +1,147 @@
+"""``src.tune`` for real on a small ResNet: equal to the stages, two at once, killed, stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from ruamel.yaml import YAML
+
+from src import paths
+from src.system.durable import read_json
+from src.tuning import budget
+
+pytestmark = [pytest.mark.tensorflow, pytest.mark.timeout(900)]
+
+SMALL = {
+    "sample": {"n_train": 320, "n_test": 20, "n_train_slides": 10, "n_test_slides": 2},
+    "model": {"backbone": "resnet_tiny", "input_size": 32},
+    "train": {"epochs": 2, "views": 2},
+    "finetune": {"epochs": 2, "depth": 2, "views": 2},
+    "tune": {"n_trials": 4},
+    "runtime": {"xla": "off"},
+}
+
+
+def _begin(root: Path, *command: str) -> subprocess.Popen[str]:
+    hidden = ("DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    return subprocess.Popen(
+        (sys.executable, "-m", *command),
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _end(process: subprocess.Popen[str]) -> str:
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A project whose data is split; two ``src.tune`` have run there at once, on nothing."""
+    root = tmp_path_factory.mktemp("tune") / "project"
+    for name in ("src", "presets"):
+        shutil.copytree(paths.ROOT / name, root / name)
+    yaml = YAML(typ="safe", pure=True)
+    params = yaml.load(paths.ROOT / "presets" / "sample.yaml")
+    for section, values in SMALL.items():
+        params[section].update(values)
+    yaml.dump(params, root / "params.yaml")
+    for stage in ("sample", "ingest", "split"):
+        _end(_begin(root, f"src.{stage}"))
+    for process in [_begin(root, "src.tune"), _begin(root, "src.tune")]:
+        _end(process)
+    return root
+
+
+def _trials(root: Path, study: str = "tune") -> list[optuna.trial.FrozenTrial]:
+    url = f"sqlite:///{root / 'tune.db'}"
+    return optuna.load_study(study_name=study, storage=url).get_trials(deepcopy=False)
+
+
+def _statuses(root: Path) -> set[str]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    return {run.info.status for run in client.search_runs(experiments)}
+
+
+def test_two_at_once_share_a_fresh_project(project):
+    """Catches a race for tables, a budget run twice, and parents that are left RUNNING."""
+    trials = _trials(project)
+    assert budget.n_counted(trials) == 4
+    assert len(trials) == 4
+    assert _statuses(project) == {"FINISHED"}
+
+
+def test_a_trial_is_train_and_finetune(project):
+    """Catches any drift between a trial and the stages: the weights must be equal, bit by bit."""
+    for stage in ("train", "finetune"):
+        _end(_begin(project, f"src.{stage}"))
+    fit = read_json(project / "models" / "finetuned" / "fit.json")
+    present = _trials(project)[0]
+    assert present.user_attrs["present"]
+    assert present.user_attrs["final_weights_sha256"] == fit["final_weights_sha256"]
+
+
+def test_killed_worker_and_parent_then_the_same_command(project):
+    """Catches trials and runs left RUNNING, and a budget that isn't met or is overshot."""
+    command = ("src.tune", "--study", "killed", "--workers", "2")
+    parent = _begin(project, *command)
+    worker = _first_worker(project, "killed")
+    os.kill(worker, signal.SIGKILL)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    _end(_begin(project, *command))
+    trials = _trials(project, "killed")
+    assert budget.n_counted(trials) == 4
+    assert not budget.count(trials)["running"]
+    assert not budget.count(trials)["waiting"]
+    assert "RUNNING" not in _statuses(project)
+
+
+def test_ctrl_c_ends_cleanly_and_apply_writes_the_best(project):
+    """Catches a stop that loses a trial, and --apply that writes what wasn't the best."""
+    command = ("src.tune", "--study", "stopped")
+    parent = _begin(project, *command)
+    _first_worker(project, "stopped")
+    parent.send_signal(signal.SIGINT)
+    parent.communicate()
+    assert parent.returncode == 130
+    assert not budget.count(_trials(project, "stopped"))["running"]
+    assert "RUNNING" not in _statuses(project)
+    _end(_begin(project, *command, "--apply"))
+    assert budget.n_counted(_trials(project, "stopped")) == 4
+    yaml = YAML(typ="safe", pure=True)
+    best = yaml.load(project / "reports" / "tune" / "best.yaml")
+    applied = yaml.load(project / "params.yaml")
+    assert applied["finetune"] == applied["finetune"] | best["finetune"]
+    assert applied["train"]["learning_rate"] == best["train"]["learning_rate"]
+
+
+def _first_worker(root: Path, study: str) -> int:
+    """The process of the first trial that is training."""
+    until = time.monotonic() + 200
+    while time.monotonic() < until:
+        time.sleep(0.2)
+        try:
+            trials = _trials(root, study)
+        except KeyError:
+            continue
+        for trial in trials:
+            if trial.state.name == "RUNNING" and trial.user_attrs.get("run_id"):
+                return int(trial.user_attrs[budget.PROCESS]["pid"])
+    raise AssertionError("no trial began")

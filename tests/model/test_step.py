@@ -1,0 +1,143 @@
+"""The training step: its loss by hand, rates by block, the average of the weights, its state."""
+
+import numpy as np
+import pytest
+
+from src.model.step import TailStep, weighted_loss
+from tests.model.support import finetune_params, small_tail, train_params
+
+pytestmark = pytest.mark.tensorflow
+
+RNG = np.random.default_rng(3)
+BATCH = (
+    RNG.normal(size=(8, 4)).astype(np.float32),
+    (np.arange(8) % 2).astype(np.float32),
+    np.ones(8, np.float32),
+    np.ones(8, np.float32),
+)
+
+
+def _loss(label_smoothing: float, *, counted=(1, 1, 0), n_counted=2.0) -> float:
+    logits = np.array([0.0, np.log(3), 5.0], np.float32)
+    labels = np.array([1.0, 1.0, 0.0], np.float32)
+    weights = np.array([1.0, 2.0, 9.0], np.float32)
+    share = weighted_loss(
+        logits,
+        labels,
+        weights,
+        np.array(counted, np.float32),
+        label_smoothing=label_smoothing,
+        n_counted=n_counted,
+    )
+    return float(share)
+
+
+def test_loss_by_hand():
+    """Catches padding in the loss, lost class weights, smoothing of the wrong size."""
+    assert _loss(0.0) == pytest.approx((np.log(2) + 2 * np.log(4 / 3)) / 2)
+    # labels 1 become 0.9, so a tenth of -log(1 - p) = log 4 comes in
+    smoothed = np.log(2) + 2 * (0.9 * np.log(4 / 3) + 0.1 * np.log(4))
+    assert _loss(0.2) == pytest.approx(smoothed / 2)
+
+
+def test_shares_of_two_replicas_add_up():
+    """Catches a mean per replica: the last batch's padding would be counted on one of them."""
+    shares = _loss(0.1, counted=(1, 0, 0)) + _loss(0.1, counted=(0, 1, 0))
+    assert shares == pytest.approx(_loss(0.1))
+
+
+def _first_updates(**changes) -> dict[str, np.ndarray]:
+    tail = small_tail()
+    step = TailStep(tail, finetune_params(**changes), jit_compile=False, backbone="resnet50")
+    step.set_rate(0.125)
+    before = {v.path: v.numpy() for v in tail.trainable_variables}
+    step.train(*BATCH)
+    return {v.path: v.numpy() - before[v.path] for v in tail.trainable_variables}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_lower_block_takes_smaller_steps(optimizer):
+    """Catches factors on the gradient, which Adam undoes. Biases start at 0: steps are exact."""
+    whole = _first_updates(optimizer=optimizer, rate_decay=1.0)
+    decayed = _first_updates(optimizer=optimizer, rate_decay=0.5)
+    for layer, factor in (
+        ("logit", 1.0),
+        ("conv5_block3_1_conv", 0.5),
+        ("conv5_block2_1_conv", 0.25),
+        ("conv1_conv", 0.5**17),
+    ):
+        assert np.any(whole[f"{layer}/bias"])
+        np.testing.assert_array_equal(decayed[f"{layer}/bias"], factor * whole[f"{layer}/bias"])
+
+
+def _averaging_step(tail, **changes):
+    return TailStep(tail, train_params(average_decay=0.9, **changes), jit_compile=False)
+
+
+def test_average_by_hand():
+    """Catches an average of the weights before the step, and a warm-up that is off by one."""
+    tail = small_tail()
+    step = _averaging_step(tail)
+    step.set_rate(0.1)
+    average = tail.get_layer("logit").kernel.numpy()
+    for decay in (1 / 10, 2 / 11, 3 / 12):
+        step.train(*BATCH)
+        average = decay * average + (1 - decay) * tail.get_layer("logit").kernel.numpy()
+    with step.averaged():
+        np.testing.assert_allclose(tail.get_layer("logit").kernel, average, rtol=1e-5)
+
+
+def test_weights_come_back_exactly_after_being_averaged():
+    """Catches a swap by arithmetic, and one that an error leaves in place."""
+    tail = small_tail()
+    step = _averaging_step(tail)
+    step.set_rate(0.1)
+    step.train(*BATCH)
+    before = tail.get_weights()
+    with step.averaged():
+        assert not np.array_equal(tail.get_weights()[0], before[0])
+    _assert_equal(tail.get_weights(), before)
+    with pytest.raises(RuntimeError, match="val"), step.averaged():
+        raise RuntimeError("val")
+    _assert_equal(tail.get_weights(), before)
+
+
+def test_without_average_the_weights_stay():
+    """Catches a swap with nothing to swap in."""
+    tail = small_tail()
+    step = TailStep(tail, train_params(), jit_compile=False)
+    before = tail.get_weights()
+    with step.averaged():
+        _assert_equal(tail.get_weights(), before)
+    assert step.averaging is None
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_step_goes_on_from_its_variables(jit_compile):
+    """Catches state that isn't listed: another optimizer's, the average's or its step count's."""
+    params = finetune_params(optimizer="adamw", rate_decay=0.5, average_decay=0.99)
+
+    def started(tail):
+        step = TailStep(tail, params, jit_compile=jit_compile, backbone="resnet50")
+        step.set_rate(0.1)
+        return step
+
+    whole = small_tail()
+    step = started(whole)
+    step.train(*BATCH)
+    resumed = small_tail()
+    other = started(resumed)
+    resumed.set_weights(whole.get_weights())
+    for mine, theirs in zip(other.variables, step.variables, strict=True):
+        mine.assign(theirs.numpy())
+    for _ in range(2):
+        step.train(*BATCH)
+        other.train(*BATCH)
+    _assert_equal(resumed.get_weights(), whole.get_weights())
+    with step.averaged(), other.averaged():
+        _assert_equal(resumed.get_weights(), whole.get_weights())
+
+
+def _assert_equal(got: list[np.ndarray], wanted: list[np.ndarray]) -> None:
+    for one, other in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)

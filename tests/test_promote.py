@@ -1,0 +1,380 @@
+"""The command ``promote``: evidence decides, a person may overrule it, and all stays visible."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from src import paths, promote
+from src.evaluation.promotion import PROMOTION_RULES
+from src.promote import PromotionRefused
+from src.system.durable import MANIFEST, read_json, sha256_file, write_json, write_manifest
+from src.tracking import golden, registry
+from src.tracking.aliases import PromotionConflict, alias_changes, read_log
+from src.tracking.logged_models import VerificationError
+from src.tracking.store import TrackingError
+from tests.evaluated import write_evaluation
+from tests.tracking.support import final_folder
+
+pytest_plugins = ("tests.tracking.fixtures", "tests.fixtures")
+pytestmark = pytest.mark.tensorflow
+
+LOG = logging.getLogger("hcd.test")
+EVIDENCE = {"auroc": 0.9, "baseline_auroc": 0.5}
+
+
+@pytest.fixture(scope="session")
+def models(keras_file, tmp_path_factory) -> dict[str, Path]:
+    """``good`` ranks the holdout perfectly, ``bad`` the wrong way round."""
+    import keras
+
+    folder = tmp_path_factory.mktemp("models")
+    found = {"good": keras_file, "same": keras_file}
+    model = keras.saving.load_model(keras_file)
+    for weight in model.weights:
+        weight.assign(-weight.numpy())
+    model.save(folder / "bad.keras")
+    return {**found, "bad": folder / "bad.keras"}
+
+
+@pytest.fixture
+def register(project, models, tmp_path):
+    """Register versions 1, 2, … of the named models; the first is champion."""
+    rows = project.rows.assign(baseline_probability=np.tile([0.4, 0.6, 0.6, 0.4], 10))
+    write_evaluation(rows, low=0.2)
+    chosen = project.pixels[golden.golden_rows(project.rows["probability"].to_numpy())]
+
+    def register(*names: str, training_ids=("9" * 40,)) -> None:
+        for number, name in enumerate(names):
+            ids = [*training_ids, f"f{number:039d}"]
+            final = final_folder(tmp_path / f"{number}", models[name], ids)
+            registry.register_version(
+                final,
+                name=project.name,
+                run_id=project.run_id,
+                evidence=EVIDENCE,
+                golden_patches=chosen,
+            )
+        with alias_changes(project.name) as changes:
+            changes.move("champion", 1, expected=None, action="register", why="the first")
+
+    return register
+
+
+@pytest.fixture
+def run(project):  # noqa: ARG001
+    """Run the command as typed, in this process."""
+    import typer
+
+    app = typer.Typer()
+    app.command()(promote.main)
+
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(app, list(arguments), catch_exceptions=True)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return run
+
+
+def last(project):
+    return read_log(project.name).entries[-1]
+
+
+def test_better_version_is_promoted_and_the_evidence_kept(project, register, run):
+    register("bad", "good")
+    output = run("--version", "2")
+    assert registry.champion_version(project.name) == 2
+    entry = last(project)
+    assert (entry.action, entry.from_version, entry.to_version) == ("promote", 1, 2)
+    assert (entry.forced, entry.why) == (False, "by the rules")
+    file = paths.PROMOTIONS / project.name / "evidence" / f"{entry.evidence_sha256}.json"
+    document = read_json(file)
+    assert [rule["rule"] for rule in document["rules"]] == list(PROMOTION_RULES)
+    assert document["decided_against"] == 1
+    assert document["comparison"]["n_patches"] == 40
+    tags = registry.version_tags(project.name, 2)
+    assert tags["decision"].startswith("promoted: ")
+    assert set(json.loads(tags["rules"]).values()) == {True}
+    for rule in PROMOTION_RULES:
+        assert rule in output
+
+
+@pytest.mark.parametrize(
+    ("challenger", "verb"), [("bad", "may be worse"), ("same", "may be worse")]
+)
+def test_worse_and_equal_versions_are_refused(project, register, run, challenger, verb):
+    register("good", challenger)
+    with pytest.raises(PromotionRefused, match=f"version 2 of .* is not promoted: .*{verb}"):
+        run("--version", "2")
+    assert registry.champion_version(project.name) == 1
+    assert registry.version_tags(project.name, 2)["decision"].startswith("not promoted")
+    assert last(project).to_version == 1
+
+
+def test_equal_version_is_promoted_where_the_margin_allows(project, register):
+    register("good", "same")
+    changed = project.params.register_.model_copy(update={"margin": 0.01})
+    params = project.params.model_copy(update={"register_": changed})
+    promote.promote(params, 2, force=False, why="", log=LOG)
+    assert registry.champion_version(project.name) == 2
+
+
+def test_first_champion_needs_no_comparison(project, register):
+    register("good", "same")
+    with alias_changes(project.name) as changes:
+        changes.move("champion", None, expected=1, action="found", why="test")
+    promote.promote(project.params, 2, force=False, why="", log=LOG)
+    assert registry.champion_version(project.name) == 2
+
+
+def test_patches_either_was_trained_on_are_left_out(project, register):
+    """Catches a challenger, or a champion, that is judged on patches it knows by heart."""
+    seen = project.rows["id"].tolist()
+    register("bad", "good", training_ids=seen[:20])
+    judgement = promote.judge(project.params, 2, LOG)
+    assert (judgement.comparison.n_patches, judgement.comparison.n_excluded) == (20, 0)
+    assert judgement.comparison.n_groups == {"normal": 5, "tumour": 5}
+
+
+def test_trained_on_every_holdout_patch_can_not_be_judged(project, register, run):
+    register("bad", "good", training_ids=project.rows["id"].tolist())
+    with pytest.raises(PromotionRefused, match="it was trained on every holdout patch"):
+        run("--version", "2")
+
+
+def folder_of(project, version) -> Path:
+    return registry.load_version(project.name, version).folder
+
+
+def truncate(folder, store, name):  # noqa: ARG001
+    model = folder / "data/model.keras"
+    model.write_bytes(model.read_bytes()[:-100])
+
+
+def swap_weights(folder, store, name):  # noqa: ARG001
+    other = registry.load_version(name, 1).folder
+    (folder / "data/model.keras").write_bytes((other / "data/model.keras").read_bytes())
+
+
+def drop_manifest(folder, store, name):  # noqa: ARG001
+    (folder / MANIFEST).unlink()
+
+
+def foreign_loader(folder, store, name):  # noqa: ARG001
+    mlmodel = folder / "MLmodel"
+    mlmodel.write_text(mlmodel.read_text().replace("src.serving", "os"))
+
+
+def golden_off(folder, store, name):
+    """By somebody who can write the registry as well: all digests match."""
+    logits = np.load(folder / golden.LOGITS_FILE)
+    np.save(folder / golden.LOGITS_FILE, logits + 0.01)
+    write_manifest(folder)
+    store.client.set_model_version_tag(name, "2", "manifest_sha256", sha256_file(folder / MANIFEST))
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    ("tamper", "core"),
+    [
+        (truncate, "sha256 mismatch"),
+        (swap_weights, "sha256 mismatch"),
+        (drop_manifest, "manifest missing"),
+        (foreign_loader, "sha256 mismatch"),
+        (golden_off, r"does not reproduce its golden batch: logits differ by up to 0\.01"),
+    ],
+)
+def test_row_54_tampered_version_is_refused_even_by_force(
+    project, store, register, tamper, core, force
+):
+    register("bad", "good")
+    tamper(folder_of(project, 2), store, project.name)
+    with pytest.raises(PromotionRefused, match=core):
+        promote.promote(project.params, 2, force=force, why="because", log=LOG)
+    assert registry.champion_version(project.name) == 1
+    assert "not promoted" in registry.version_tags(project.name, 2)["decision"]
+
+
+def test_forced_promotion_stays_visible_everywhere(project, register, run):
+    register("good", "bad")
+    run("--version", "2", "--force", "--why", "the other one is unfair")
+    entry = last(project)
+    assert (entry.forced, entry.why) == (True, "the other one is unfair")
+    tags = registry.version_tags(project.name, 2)
+    assert (tags["forced"], tags["forced_why"]) == ("true", "the other one is unfair")
+    assert tags["decision"].startswith("promoted against the rules")
+    table, _, history = run().partition("Promotion log")
+    assert "forced" in table
+    assert "rejected" in table
+    assert "promote, forced" in " ".join(history.split())
+    assert "the other one is unfair" in " ".join(history.split())
+    # the replaced one isn't put back by the rules it won by
+    with pytest.raises(PromotionRefused, match="was rejected: replaced by force with version 2"):
+        run("--version", "1")
+
+
+def test_version_promoted_by_the_rules_later_is_not_called_forced(project, register, run):
+    """Catches a mark that outlives its reason; the log keeps it."""
+    register("bad", "good")
+    registry.set_version_tags(project.name, 2, {"forced": "true", "forced_why": "then"})
+    run("--version", "2")
+    assert not {"forced", "forced_why"} & set(registry.version_tags(project.name, 2))
+
+
+def test_rollback_goes_back_step_by_step_and_rejects_what_it_leaves(project, register, run):
+    register("bad", "good", "same")
+    run("--version", "2")
+    run("--version", "3", "--force", "--why", "try")
+    run("--rollback", "--why", "wrong on scanner B")
+    assert registry.champion_version(project.name) == 2
+    assert last(project).why == "wrong on scanner B"
+    assert "rolled back" in registry.version_tags(project.name, 3)["rejected"]
+    assert "rejected" not in registry.version_tags(project.name, 2)
+    run("--rollback")
+    assert registry.champion_version(project.name) == 1
+    with pytest.raises(PromotionRefused, match="knows no champion before version 1"):
+        run("--rollback")
+
+
+def test_rollback_to_a_tampered_version_is_refused(project, store, register, run):
+    register("bad", "good")
+    run("--version", "2")
+    truncate(folder_of(project, 1), store, project.name)
+    with pytest.raises(VerificationError, match="sha256 mismatch"):
+        run("--rollback")
+    assert registry.champion_version(project.name) == 2
+
+
+def test_rollback_does_not_take_a_namesake_for_the_old_champion(project, store, register, run):
+    """mlflow.db made anew: version 1 is another model, the log still speaks of the old one."""
+    register("bad", "good")
+    run("--version", "2")
+    store.client.set_model_version_tag(project.name, "1", "manifest_sha256", "0" * 64)
+    with pytest.raises(PromotionRefused, match="is not the one that was champion"):
+        run("--rollback")
+
+
+def test_rollback_from_a_broken_champion(project, store, register, run):
+    """The way out when the champion's files are damaged."""
+    register("bad", "good")
+    run("--version", "2")
+    truncate(folder_of(project, 2), store, project.name)
+    assert "BROKEN" in run()
+    run("--rollback")
+    assert registry.champion_version(project.name) == 1
+
+
+def test_broken_champion_is_replaced_by_a_version_that_stands(project, store, register, run):
+    register("good", "same")
+    truncate(folder_of(project, 1), store, project.name)
+    output = run("--version", "2")
+    assert "champion version 1 doesn't stand" in " ".join(output.split())
+    assert registry.champion_version(project.name) == 2
+
+
+def test_rejected_version_is_not_promoted_and_loses_its_alias(project, register, run):
+    register("bad", "good")
+    with alias_changes(project.name) as changes:
+        changes.move("challenger", 2, expected=None, action="register", why="newest")
+    run("--reject", "2", "--why", "mislabelled slide")
+    assert registry.aliases(project.name) == {"champion": 1}
+    assert [entry.action for entry in read_log(project.name).entries[-2:]] == ["reject", "reject"]
+    with pytest.raises(PromotionRefused, match="was rejected: mislabelled slide"):
+        run("--version", "2")
+    run("--version", "2", "--force", "--why", "slide was right after all")
+    assert "rejected" not in registry.version_tags(project.name, 2)
+
+
+def test_champion_is_not_rejected_but_rolled_back(register, run):
+    register("bad")
+    with pytest.raises(PromotionRefused, match=r"is champion; run: .* --rollback"):
+        run("--reject", "1", "--why", "x")
+
+
+def test_promotion_in_between_is_noticed(project, register, monkeypatch):
+    """Catches a decision against a champion that is none any more."""
+    register("bad", "good", "same")
+    judge = promote.judge
+
+    def slow_judge(*args):
+        judgement = judge(*args)
+        with alias_changes(project.name) as changes:
+            changes.move("champion", 3, expected=1, action="promote", why="faster")
+        return judgement
+
+    monkeypatch.setattr(promote, "judge", slow_judge)
+    with pytest.raises(PromotionConflict, match="is version 3, but this was decided against"):
+        promote.promote(project.params, 2, force=False, why="", log=LOG)
+    assert registry.champion_version(project.name) == 3
+
+
+def test_listing_shows_versions_evidence_and_history(register, run):
+    register("bad", "good")
+    run("--version", "2")
+    output = " ".join(run().split())
+    assert "Versions of" in output
+    assert "7 of 7 hold" in output
+    assert "Promotion log" in output
+    assert "by the rules" in output
+    assert "BROKEN" not in output
+
+
+def test_damaged_log_is_shown(project, register, run):
+    register("bad", "good")
+    file = paths.PROMOTIONS / project.name / "log.jsonl"
+    file.write_bytes(file.read_bytes().replace(b"the first", b"the worst"))
+    assert f"line 1 of mlruns/promotions/{project.name}/log.jsonl was changed" in " ".join(
+        run().split()
+    )
+
+
+def test_champion_again_is_said(project, register, run):
+    register("good")
+    run("--version", "1")
+    assert len(read_log(project.name).entries) == 1
+
+
+def test_submission_by_another_version_is_said(register, run, caplog):
+    register("bad", "good")
+    write_json(paths.REGISTRATION, {"predict_with": {"version": 1, "role": "champion"}})
+    with caplog.at_level("INFO", logger="hcd"):
+        logging.getLogger("hcd").propagate = True
+        run("--version", "2")
+    assert "predict still uses version 1; run: dvc repro" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "core"),
+    [
+        (("--version", "1", "--rollback"), "exclude each other"),
+        (("--force",), "--force goes with --version"),
+        (("--version", "1", "--force"), "need a reason"),
+        (("--reject", "1"), "need a reason"),
+        (("--version", "1", "--force", "--why", " "), "need a reason"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(run, arguments, core):
+    with pytest.raises(PromotionRefused, match=core):
+        run(*arguments)
+
+
+def test_unknown_version_and_empty_registry(register, run):
+    with pytest.raises(PromotionRefused, match=r"no version of .* is registered"):
+        run()
+    register("good")
+    with pytest.raises(TrackingError, match="registry has no version 9"):
+        run("--version", "9")
+
+
+def test_missing_predictions_say_what_to_run(project, register, run):
+    register("bad", "good")
+    (paths.EVALUATE / MANIFEST).unlink()
+    with pytest.raises(promote.ProjectError, match="manifest missing"):
+        run("--version", "2")
+    assert registry.champion_version(project.name) == 1
