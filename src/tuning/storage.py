@@ -66,11 +66,23 @@ def open_storage(url: str) -> "RDBStorage":
     with reporting(url), locked(url):
         return RDBStorage(
             url,
-            engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith(_SQLITE) else {},
+            engine_kwargs=_engine_options(url),
             heartbeat_interval=HEARTBEAT_S,
             grace_period=STALE_AFTER_S,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),
         )
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    """How SQLAlchemy connects: waits for SQLite's lock; leaves no PostgreSQL connection idle.
+
+    A pool would keep connections open until the process ends, however long a trial trains.
+    """
+    from sqlalchemy import NullPool
+
+    if url.startswith(_SQLITE):
+        return {"connect_args": {"timeout": 60}}
+    return {"poolclass": NullPool}
 
 
 def open_study(
