@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
 # full_size is left out: it needs 30 GB of disk and 20 minutes
 BENCHMARKS := sample ingest grouping bootstrap training
 
@@ -48,8 +49,9 @@ fuzz: venv  ## mutate archives for a minute: each must end in a result or one of
 bench: venv  ## print the benchmark tables
 	@for bench in $(BENCHMARKS); do echo "== $$bench"; python -m benchmarks.$$bench || exit 1; done
 
-clean:  ## delete what can be made again: .venv, caches, outputs (not mlflow.db and mlruns/)
-	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache data models reports submission
+clean:  ## delete what can be made again: .venv, caches, outputs (not your data, mlflow.db, mlruns/)
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache models reports submission
+	rm -rf data/ingest data/split data/source/sample.zip
 
 venv:
 	@$(PYTHON) .ci/build_venv.py

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measured import runtime
 from src.model.fast_gradient import fast_input_gradients
 from src.model.freezing import BatchNormMode, cut, unfreeze
 from src.params import ModelParams
@@ -45,7 +46,7 @@ def main(
 ) -> None:
     """Print patches/s of a full training step, medians of alternated repeats."""
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(onednn))
-    start_tensorflow(seed=0, threads=0, quiet=True)
+    start_tensorflow(runtime(), seed=0)
     cores = len(os.sched_getaffinity(0))
     variants = {name: flags for name, flags in VARIANTS.items() if xla or not flags[1]}
     kernels = "on" if onednn else "off"

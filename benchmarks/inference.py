@@ -26,6 +26,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measured import runtime
 from src.data.generated import draw_chunk, plan_subset
 from src.data.patch_inputs import PatchInput, open_input
 from src.params import load_params
@@ -52,7 +53,7 @@ def main(
     input_size: Annotated[int | None, typer.Option(help="of a random model")] = None,
 ) -> None:
     """Print patches/s of each way, ours against it, and the largest difference in probability."""
-    start_tensorflow(seed=0, threads=threads, quiet=True)
+    start_tensorflow(runtime(threads), seed=0)
     classifier = load(model) if model else random_classifier(backbone, input_size)
     pixels = draw(patches)
     with tempfile.TemporaryDirectory() as folder:

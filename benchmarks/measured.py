@@ -1,4 +1,4 @@
-"""Time and memory of a command and all its processes. Not a benchmark itself."""
+"""What benchmarks share: time and memory of a command, the runtime. Not a benchmark itself."""
 
 import os
 import resource
@@ -7,6 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from src.params import RuntimeParams, load_params
+from src.paths import ROOT
 
 _SAMPLE_EVERY_S = 0.1
 
@@ -26,6 +29,12 @@ class Measured:
     wall_s: float
     cpu_s: float
     peak_bytes: int
+
+
+def runtime(threads: int = 0) -> RuntimeParams:
+    """The default preset's runtime with so many threads (0 = one a core)."""
+    default = load_params(ROOT / "presets" / "sample.yaml").runtime
+    return default.model_copy(update={"threads": threads})
 
 
 def run_measured(

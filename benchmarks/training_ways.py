@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.measured import runtime
 from src.data.generated import draw_chunk, plan_subset
 from src.data.labelled import LabelledPatches
 from src.evaluation.metrics import auroc
@@ -117,7 +118,7 @@ class Ours(Way):
         from src.system.determinism import start_tensorflow
         from src.system.log import get_logger
 
-        environment = start_tensorflow(seed=seed, threads=self.threads, quiet=True)
+        environment = start_tensorflow(runtime(self.threads), seed=seed)
         params = _params(depth)
         self.params = params.finetune
         self.model = build_classifier(params.model)

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from typer import run
 
+from benchmarks.measured import runtime
 from benchmarks.training_ways import Data, generate
 from src.params import Params
 
@@ -93,7 +94,7 @@ def _serve(
 ) -> None:
     from src.system.determinism import start_tensorflow
 
-    environment = start_tensorflow(seed=1, threads=threads, quiet=True)
+    environment = start_tensorflow(runtime(threads), seed=1)
     data = generate(patches, N_VAL)
     pipe.send("ready")
     pipe.recv()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from src.data.labelled import LabelledPatches
     from src.evaluation.intervals import Difference
-    from src.evaluation.promotion import Decision
+    from src.evaluation.promotion import Decision, Evidence
     from src.tracking.registry import VersionFiles
 
 _N_RELOAD_PATCHES = 16
@@ -40,7 +40,7 @@ class Champion:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Challenger and champion on the holdout patches that the champion was not trained on.
+    """Challenger and champion on the holdout patches that the champion didn't see in training.
 
     ``n_groups`` counts those patches' groups that hold a class. The AUROCs and their difference,
     challenger minus champion, are None where they can't be had; ``impossible`` says why then.
@@ -54,16 +54,6 @@ class Comparison:
     challenger_auroc: float | None = None
     difference: "Difference | None" = None
     impossible: str | None = None
-
-
-def start(params: Params) -> None:
-    """Start TensorFlow as ``evaluate`` does, so that probabilities agree."""
-    from src.system.determinism import start_tensorflow
-
-    runtime = params.runtime
-    start_tensorflow(
-        seed=params.evaluate.seed, threads=runtime.threads, quiet=runtime.quiet_tensorflow
-    )
 
 
 def read_holdout(predictions: Path) -> "pd.DataFrame":
@@ -107,20 +97,97 @@ def standing_champion(name: str, log: Logger) -> Champion:
     return Champion(version, files)
 
 
+def gather(
+    files: "VersionFiles",
+    champion: Champion,
+    holdout: "pd.DataFrame",
+    params: Params,
+    *,
+    is_evaluated: bool,
+    log: Logger,
+) -> "tuple[Evidence, Comparison | None]":
+    """What the rules judge a version by: itself, the baseline and the champion on holdout.
+
+    ``is_evaluated`` says that the ``probability`` in ``holdout`` is this version's own; otherwise
+    the version is scored here. Patches that it saw in training are left out.
+    """
+    from src.evaluation.promotion import Evidence
+    from src.tracking.golden import golden_error
+
+    batch_size = params.runtime.inference_batch_size
+    rows = holdout[~holdout["id"].isin(files.seen_ids)].reset_index(drop=True)
+    log.info(f"{len(rows):,} holdout patches that version {files.version} didn't see in training")
+    if not is_evaluated and not rows.empty:
+        rows["probability"] = score(files, rows["id"], batch_size, log)
+    comparison = _with_champion(files, champion, rows, params, log)
+    to_baseline, not_judged = _with_baseline(rows, params)
+    if comparison is not None and comparison.impossible is not None:
+        reason = f"can't be compared with the champion, which stays: {comparison.impossible}"
+        not_judged["not_worse_than_champion"] = reason
+    evidence = Evidence(
+        to_baseline=to_baseline,
+        to_champion=None if comparison is None else comparison.difference,
+        margin=params.register_.margin,
+        n_groups=groups_by_class(rows) if comparison is None else comparison.n_groups,
+        min_groups=params.register_.min_groups,
+        reload_error=reload_error(files, holdout, batch_size, log) if is_evaluated else None,
+        golden_error=None if files.golden is None else golden_error(files.model, files.golden),
+        rejected=files.tags.get("rejected"),
+        no_champion=(
+            "it is the champion" if champion.version == files.version else champion.absent
+        ),
+        not_judged=not_judged,
+    )
+    return evidence, comparison
+
+
+def _with_baseline(
+    rows: "pd.DataFrame", params: Params
+) -> "tuple[Difference | None, dict[str, str]]":
+    """The difference to the colour baseline on ``rows``; else why rules can't be judged."""
+    from src.evaluation.metrics import UndefinedMetric
+
+    if rows.empty:
+        seen = "it saw every holdout patch in training"
+        return None, {"beats_baseline": seen, "not_worse_than_champion": seen}
+    try:
+        baseline = rows["baseline_probability"]
+        return difference(rows, rows["probability"], baseline, params.evaluate), {}
+    except UndefinedMetric as undefined:
+        return None, {"beats_baseline": str(undefined)}
+
+
+def _with_champion(
+    files: "VersionFiles", champion: Champion, rows: "pd.DataFrame", params: Params, log: Logger
+) -> Comparison | None:
+    """The comparison on ``rows``, which have the version's ``probability``.
+
+    None without a champion that stands and is another version.
+    """
+    if champion.files is None or champion.version == files.version or rows.empty:
+        return None
+    if champion.files.model_sha256 == files.model_sha256:
+        scores = rows["probability"].to_numpy()
+    else:
+        batch_size = params.runtime.inference_batch_size
+        scores = score(champion.files, rows["id"], batch_size, log)
+    return compare(champion.files, rows, scores, params.evaluate)
+
+
 def compare(
     champion: "VersionFiles",
     holdout: "pd.DataFrame",
     champion_probabilities: NDArray[np.float64],
     params: EvaluateParams,
 ) -> Comparison:
-    """Compare on the patches the champion was not trained on; the others are counted.
+    """Compare on the patches the champion didn't see in training; the others are counted.
 
     ``holdout`` has the challenger's ``probability``; ``champion_probabilities`` (n,) belong to its
     n rows.
     """
     from src.evaluation.metrics import UndefinedMetric, auroc
 
-    unseen = ~holdout["id"].isin(champion.training_ids).to_numpy()
+    unseen = ~holdout["id"].isin(champion.seen_ids).to_numpy()
     rows, scores = holdout[unseen], champion_probabilities[unseen]
     found: dict[str, Any] = {
         "version": champion.version,
@@ -129,7 +196,7 @@ def compare(
         "n_groups": groups_by_class(rows),
     }
     if rows.empty:
-        return Comparison(**found, impossible="the champion was trained on every holdout patch")
+        return Comparison(**found, impossible="the champion saw every holdout patch in training")
     try:
         return Comparison(
             **found,

@@ -57,10 +57,7 @@ def load_model(params: Params) -> "keras.Model":
     from src.model.inference import load_classifier
     from src.system.determinism import start_tensorflow
 
-    runtime = params.runtime
-    start_tensorflow(
-        seed=params.evaluate.seed, threads=runtime.threads, quiet=runtime.quiet_tensorflow
-    )
+    start_tensorflow(params.runtime, seed=params.evaluate.seed)
     return load_classifier(paths.FINETUNED_MODEL)
 
 
@@ -272,21 +269,23 @@ def pictures(
 
 
 def write_final(model: "keras.Model", operating_point: "OperatingPoint") -> None:
-    """Write ``models/final``: the calibrated classifier, how to decide, what it was trained on."""
+    """Write ``models/final``: the calibrated classifier, how to decide, which patches it saw."""
     from src.data.labelled import load_split
     from src.model.final import CONTRACT, CONTRACT_FILE, probability_classifier
     from src.model.inference import MODEL_FILE
+    from src.model.saving import save_model
     from src.model.tta import averaged_over_views
 
-    training_ids = sorted(load_split("train").ids.tolist())
+    # val chose the epoch, the temperature and the threshold
+    seen_ids = sorted(i for split in ("train", "val") for i in load_split(split).ids.tolist())
     if operating_point.tta:
         model = averaged_over_views(model)
     calibrated = probability_classifier(model, temperature=operating_point.temperature)
     with replacing_folder(paths.FINAL_MODEL) as folder:
-        calibrated.save(folder / MODEL_FILE)
+        save_model(calibrated, folder / MODEL_FILE)
         write_json(folder / "operating_point.json", operating_point.as_json())
         write_json(folder / CONTRACT_FILE, CONTRACT)
-        (folder / "training_ids.txt").write_text("\n".join(training_ids) + "\n", encoding="utf-8")
+        (folder / "seen_ids.txt").write_text("\n".join(seen_ids) + "\n", encoding="utf-8")
 
 
 def write_report(params: EvaluateParams, log: Logger) -> None:

@@ -37,13 +37,7 @@ def finetune_stage(params: Params, *, fresh: bool) -> None:
     from src.system.determinism import start_tensorflow
     from src.training import run_phase
 
-    environment = start_tensorflow(
-        seed=params.finetune.seed,
-        threads=params.runtime.threads,
-        quiet=params.runtime.quiet_tensorflow,
-        device=params.runtime.device,
-        deterministic=params.runtime.deterministic,
-    )
+    environment = start_tensorflow(params.runtime, seed=params.finetune.seed)
     with device_scope(int(environment["gpus"])):
         model = load_classifier(paths.HEAD_MODEL)
         run_phase(

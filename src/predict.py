@@ -66,7 +66,6 @@ def main(
 def predict_test(params: Params, log: Logger) -> None:
     """The stage: predict the test patches, write submission.csv and lineage.json."""
     from src.scoring import start
-    from src.tracking.registry import verify_version
 
     registration = read_json(paths.REGISTRATION)
     ingested = read_json(paths.INGEST_REPORT)
@@ -74,7 +73,7 @@ def predict_test(params: Params, log: Logger) -> None:
         write_no_submission(paths.SUBMISSION_DIR, data_digests=ingested["digests"], log=log)
         return
     # before TensorFlow, which takes ten seconds to start: a deleted registry is noticed at once
-    verify_version(registration["name"], int(registration["predict_with"]["version"]))
+    check_chosen(registration)
     start(params.runtime)
     version = load_chosen(registration, unpromoted=params.predict.unpromoted, log=log)
     submission = predict(version, batch_size=params.runtime.inference_batch_size, log=log)
@@ -92,6 +91,28 @@ def predict_test(params: Params, log: Logger) -> None:
     )
 
 
+def check_chosen(registration: dict[str, Any]) -> None:
+    """Refuse a version that isn't the one ``register`` chose, or whose files changed.
+
+    Raises
+    ------
+    PredictionError
+        Another registry has another version of that number.
+    VerificationError, TrackingError
+        Its files changed, or it isn't there.
+    """
+    from src.tracking.registry import verify_version, version_tags
+
+    name, chosen = registration["name"], registration["predict_with"]
+    number = int(chosen["version"])
+    verify_version(name, number)
+    if version_tags(name, number)["manifest_sha256"] != chosen["manifest_sha256"]:
+        raise PredictionError(
+            f"version {number} of {name} is not the one that register chose (another registry, or "
+            "one made anew?); run: dvc repro --single-item --force register predict"
+        )
+
+
 def load_chosen(registration: dict[str, Any], *, unpromoted: str, log: Logger) -> "VersionFiles":
     """Load the version that ``registration.json`` names, verified.
 
@@ -107,17 +128,26 @@ def load_chosen(registration: dict[str, Any], *, unpromoted: str, log: Logger) -
 
     name, chosen = registration["name"], registration["predict_with"]
     if chosen["role"] == "unpromoted":
+        why = why_unpromoted(registration)
         if unpromoted == "refuse":
             raise PredictionError(
-                f"no champion of {name} stands and predict.unpromoted is refuse: "
+                f"{why}, and predict.unpromoted is refuse: "
                 f"{'; '.join(registration['reasons'])}; improve the model, or set "
                 "predict.unpromoted: allow to predict with the challenger"
             )
-        log.warning(f"no champion stands: predicting with version {chosen['version']}, unpromoted")
+        log.warning(f"{why}: predicting with version {chosen['version']}, unpromoted")
     version = load_version(name, int(chosen["version"]))
     check_contract(version.contract, version.model)
     log.info(f"{name} version {version.version} ({chosen['role']}): files verified and loaded")
     return version
+
+
+def why_unpromoted(registration: dict[str, Any]) -> str:
+    """Why the submission isn't the champion's."""
+    champion = registration["champion_version"]
+    if champion is None:
+        return f"no champion of {registration['name']} stands"
+    return f"champion version {champion} scores surely below the challenger, which failed the rules"
 
 
 def predict(version: "VersionFiles", *, batch_size: int, log: Logger) -> Submission:

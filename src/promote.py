@@ -1,7 +1,7 @@
 """Who is champion, and why: list the registered versions, or change the champion by hand.
 
 A version is judged by the rules of ``src.evaluation.promotion`` on the present holdout, beside the
-present champion. Patches that either was trained on are left out. Every change is logged.
+present champion. Patches that either saw in training are left out. Every change is logged.
 """
 
 from dataclasses import dataclass
@@ -14,27 +14,20 @@ from src import paths
 from src.deciding import (
     Champion,
     Comparison,
-    compare,
     decision_tags,
-    difference,
     evidence_document,
-    groups_by_class,
+    gather,
     read_holdout,
-    reload_error,
-    score,
     standing_champion,
-    start,
 )
 from src.params import Params, load_params
+from src.scoring import start
 from src.system.cli import run
 from src.system.durable import read_json, sha256_file
 from src.system.errors import ProjectError
 from src.system.log import configure, get_logger
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from src.evaluation.intervals import Difference
     from src.evaluation.promotion import Decision, Evidence
     from src.tracking.registry import VersionFiles
 
@@ -167,77 +160,19 @@ def judge(params: Params, version: int, log: Logger) -> Judgement:
         champion = Champion(champion_version(name), absent="not looked at")
         evidence = _unjudged(params, "files_verified", str(error), rejected)
         return _judgement(name, version, champion, promotion.decide(evidence), None)
-    start(params)
+    start(params.runtime)
     champion = standing_champion(name, log)
     try:
         files = load_version(name, version)
     except VerificationError as error:
         evidence = _unjudged(params, "reloaded", str(error), rejected)
         return _judgement(name, version, champion, promotion.decide(evidence), None)
-    evidence, comparison = gather(params, files, champion, log)
-    return _judgement(name, version, champion, promotion.decide(evidence), comparison)
-
-
-def gather(
-    params: Params, files: "VersionFiles", champion: Champion, log: Logger
-) -> "tuple[Evidence, Comparison | None]":
-    """Score version and champion on the holdout patches that the version was not trained on."""
-    from src.evaluation.promotion import Evidence
-    from src.tracking.golden import golden_error
-
-    batch_size = params.runtime.inference_batch_size
     holdout = read_holdout(paths.PREDICTIONS)
-    error = reload_error(files, holdout, batch_size, log) if _is_evaluated(files) else None
-    rows = holdout[~holdout["id"].isin(files.training_ids)].reset_index(drop=True)
-    log.info(f"{len(rows):,} holdout patches that version {files.version} was not trained on")
-    if not rows.empty:
-        rows["probability"] = score(files, rows["id"], batch_size, log)
-    comparison = None if rows.empty else compare_with(champion, rows, params, log)
-    to_baseline, not_judged = compare_with_baseline(rows, params)
-    if comparison is not None and comparison.impossible is not None:
-        not_judged["not_worse_than_champion"] = (
-            f"can't be compared with the champion: {comparison.impossible}"
-        )
-    evidence = Evidence(
-        to_baseline=to_baseline,
-        to_champion=None if comparison is None else comparison.difference,
-        margin=params.register_.margin,
-        n_groups=groups_by_class(rows) if comparison is None else comparison.n_groups,
-        min_groups=params.register_.min_groups,
-        reload_error=error,
-        golden_error=None if files.golden is None else golden_error(files.model, files.golden),
-        rejected=files.tags.get("rejected"),
-        no_champion=champion.absent,
-        not_judged=not_judged,
+    is_evaluated = _is_evaluated(files)
+    evidence, comparison = gather(
+        files, champion, holdout, params, is_evaluated=is_evaluated, log=log
     )
-    return evidence, comparison
-
-
-def compare_with_baseline(
-    rows: "pd.DataFrame", params: Params
-) -> "tuple[Difference | None, dict[str, str]]":
-    """The difference to the colour baseline on ``rows``; else why rules can't be judged."""
-    from src.evaluation.metrics import UndefinedMetric
-
-    if rows.empty:
-        seen = "it was trained on every holdout patch"
-        return None, {"beats_baseline": seen, "not_worse_than_champion": seen}
-    try:
-        baseline = rows["baseline_probability"]
-        return difference(rows, rows["probability"], baseline, params.evaluate), {}
-    except UndefinedMetric as undefined:
-        return None, {"beats_baseline": str(undefined)}
-
-
-def compare_with(
-    champion: Champion, rows: "pd.DataFrame", params: Params, log: Logger
-) -> Comparison | None:
-    """The comparison on ``rows``, which have the version's ``probability``; None without one."""
-    if champion.files is None:
-        return None
-    batch_size = params.runtime.inference_batch_size
-    scores = score(champion.files, rows["id"], batch_size, log)
-    return compare(champion.files, rows, scores, params.evaluate)
+    return _judgement(name, version, champion, promotion.decide(evidence), comparison)
 
 
 def _is_evaluated(files: "VersionFiles") -> bool:
@@ -398,7 +333,7 @@ def check_unchanged(params: Params, version: int) -> None:
 
     name = params.register_.name
     verify_version(name, version)
-    start(params)
+    start(params.runtime)
     files = load_version(name, version)
     error = 0.0 if files.golden is None else golden_error(files.model, files.golden)
     if not error <= GOLDEN_TOLERANCE:  # also True for NaN

@@ -8,7 +8,7 @@ Which version makes the submission (``predict_with`` in ``registration.json``):
   don't verify), marked ``unpromoted``.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from logging import Logger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,19 +20,16 @@ from src import paths
 from src.deciding import (
     Champion,
     Comparison,
-    compare,
     decision_tags,
     evidence_document,
     final_weights_sha256,
-    groups_by_class,
+    gather,
     read_holdout,
-    reload_error,
     rows_of,
-    score,
     standing_champion,
-    start,
 )
 from src.params import Params, load_params
+from src.scoring import start
 from src.system.cli import run
 from src.system.durable import read_json, sha256_file, verify_folder, write_json
 from src.system.log import configure, get_logger
@@ -40,27 +37,9 @@ from src.system.log import configure, get_logger
 if TYPE_CHECKING:
     import pandas as pd
 
-    from src.evaluation.intervals import Difference
-    from src.evaluation.promotion import Decision
+    from src.evaluation.promotion import Decision, Evidence
     from src.tracking.aliases import AliasChanges
-
-
-@dataclass(frozen=True)
-class Challenger:
-    """The version just registered, and how it does on holdout.
-
-    ``reload_error`` and ``golden_error``: see ``src.evaluation.promotion.Evidence``. ``rejected``
-    is why a person rejected it before, None where nobody did.
-    """
-
-    version: int
-    run_id: str
-    auroc: float
-    baseline_auroc: float
-    to_baseline: "Difference"
-    reload_error: float = 0.0
-    golden_error: float = 0.0
-    rejected: str | None = None
+    from src.tracking.registry import VersionFiles
 
 
 def main() -> None:
@@ -70,7 +49,7 @@ def main() -> None:
     params = load_params()
     configure(params.runtime.verbosity)
     log = get_logger("register")
-    start(params)
+    start(params.runtime)
     # two at once would decide on the same champion, and the later alias would win unseen
     with alias_changes(params.register_.name) as changes:
         registration = decide(params, changes, log)
@@ -78,68 +57,62 @@ def main() -> None:
 
 
 def decide(params: Params, changes: "AliasChanges", log: Logger) -> dict[str, Any]:
-    """Register the challenger, judge it beside the champion, move aliases, write the decision."""
-    holdout = read_holdout(paths.PREDICTIONS)
-    challenger = register_challenger(params, holdout, changes, log)
-    champion = standing_champion(params.register_.name, log)
-    comparison = compare_with_champion(champion, challenger, params, holdout, log)
-    decision = judge(challenger, champion, comparison, params, groups_by_class(holdout))
-    registration = registration_of(
-        challenger,
-        champion,
-        comparison,
-        decision,
-        name=params.register_.name,
-        is_chosen=is_chosen_by_a_person(params.register_.name),
-    )
-    record(registration, challenger, champion, comparison, decision, changes)
-    write_json(paths.REGISTRATION, registration)
-    return registration
-
-
-def register_challenger(
-    params: Params, holdout: "pd.DataFrame", changes: "AliasChanges", log: Logger
-) -> Challenger:
-    """Register ``models/final`` with its evidence, check that it reloads; alias ``challenger``.
+    """Register the challenger, judge it beside the champion, move aliases, write the decision.
 
     Raises
     ------
     VerificationError
         Loaded from the registry it isn't the model that was evaluated; it gets no alias.
     """
-    from src.tracking.golden import golden_error
-    from src.tracking.registry import CHALLENGER, aliases, load_version, register_version
+    from src.evaluation import promotion
 
-    name, metrics = params.register_.name, read_json(paths.METRICS)
+    name, holdout = params.register_.name, read_holdout(paths.PREDICTIONS)
+    challenger = register_challenger(name, holdout)
+    champion = standing_champion(name, log)
+    evidence, comparison = gather(challenger, champion, holdout, params, is_evaluated=True, log=log)
+    check_integrity(challenger, evidence)
+    point_challenger_at(challenger, changes)
+    decision = promotion.decide(evidence)
+    registration = registration_of(
+        challenger,
+        champion,
+        evidence,
+        comparison,
+        decision,
+        is_chosen=is_chosen_by_a_person(name),
+    )
+    record(registration, champion, comparison, decision, changes)
+    write_json(paths.REGISTRATION, registration)
+    return registration
+
+
+def register_challenger(name: str, holdout: "pd.DataFrame") -> "VersionFiles":
+    """Register ``models/final`` with its evidence; the version, loaded from the registry."""
+    from src.tracking.registry import load_version, register_version
+
+    metrics = read_json(paths.METRICS)
     run_id = run_with_metrics(paths.FINETUNED_MODEL, metrics)
-    evidence = evidence_of(metrics, run_id)
     number = register_version(
         paths.FINAL_MODEL,
         name=name,
         run_id=run_id,
-        evidence=evidence,
+        evidence=evidence_of(metrics, run_id),
         golden_patches=golden_patches(holdout),
     )
-    version = load_version(name, number)
-    challenger = Challenger(
-        number,
-        run_id,
-        auroc=evidence["auroc"],
-        baseline_auroc=evidence["baseline_auroc"],
-        to_baseline=_to_baseline(metrics),
-        reload_error=reload_error(version, holdout, params.runtime.inference_batch_size, log),
-        golden_error=golden_error(version.model, version.golden) if version.golden else np.nan,
-        rejected=version.tags.get("rejected"),
-    )
-    check_integrity(name, challenger)
+    return load_version(name, number)
+
+
+def point_challenger_at(challenger: "VersionFiles", changes: "AliasChanges") -> None:
+    """Move the alias ``challenger``."""
+    from src.tracking.registry import CHALLENGER, aliases
+
     changes.move(
         CHALLENGER,
-        number,
-        expected=aliases(name).get(CHALLENGER),
+        challenger.version,
+        expected=aliases(challenger.name).get(CHALLENGER),
         action="register",
         why="the newest version",
     )
-    return challenger
 
 
 def golden_patches(holdout: "pd.DataFrame") -> NDArray[np.uint8]:
@@ -153,7 +126,7 @@ def golden_patches(holdout: "pd.DataFrame") -> NDArray[np.uint8]:
     return pixels
 
 
-def check_integrity(name: str, challenger: Challenger) -> None:
+def check_integrity(challenger: "VersionFiles", evidence: "Evidence") -> None:
     """Refuse a version that, loaded from the registry, isn't the model that was evaluated.
 
     Raises
@@ -167,17 +140,20 @@ def check_integrity(name: str, challenger: Challenger) -> None:
     from src.tracking.registry import set_version_tags
 
     found = (
-        (challenger.reload_error, RELOAD_TOLERANCE, "probability from predictions.parquet"),
-        (challenger.golden_error, GOLDEN_TOLERANCE, "logit from its golden batch"),
+        (evidence.reload_error, RELOAD_TOLERANCE, "probability from predictions.parquet"),
+        (evidence.golden_error, GOLDEN_TOLERANCE, "logit from its golden batch"),
     )
     for error, tolerance, what in found:
-        if not error <= tolerance:  # also True for NaN
+        if error is None or not error <= tolerance:  # also True for NaN
+            by = "an unknown amount" if error is None else f"up to {error:.2g}"
             reason = (
                 f"model verification failed: version {challenger.version}, loaded from the "
-                f"registry, differs by up to {error:.2g} in {what}, allowed {tolerance:g}; run: "
+                f"registry, differs by {by} in {what}, allowed {tolerance:g}; run: "
                 "dvc repro --force evaluate"
             )
-            set_version_tags(name, challenger.version, {"decision": f"not promoted: {reason}"})
+            set_version_tags(
+                challenger.name, challenger.version, {"decision": f"not promoted: {reason}"}
+            )
             raise VerificationError(reason)
 
 
@@ -203,102 +179,50 @@ def evidence_of(metrics: dict[str, Any], run_id: str) -> dict[str, Any]:
     }
 
 
-def _to_baseline(metrics: dict[str, Any]) -> "Difference":
-    from src.evaluation.intervals import Difference
-
-    difference = metrics["difference_to_baseline"]
-    return Difference(difference["auroc"], difference["auroc_low"], difference["auroc_high"])
-
-
-def compare_with_champion(
-    champion: Champion,
-    challenger: Challenger,
-    params: Params,
-    holdout: "pd.DataFrame",
-    log: Logger,
-) -> Comparison | None:
-    """The comparison with a champion that stands and is another version; else None."""
-    if champion.files is None or champion.version == challenger.version:
-        return None
-    if champion.files.evidence.get("final_weights_sha256") == final_weights_sha256():
-        probabilities = holdout["probability"].to_numpy()
-    else:
-        batch_size = params.runtime.inference_batch_size
-        probabilities = score(champion.files, holdout["id"], batch_size, log)
-    return compare(champion.files, holdout, probabilities, params.evaluate)
-
-
-def judge(
-    challenger: Challenger,
-    champion: Champion,
-    comparison: Comparison | None,
-    params: Params,
-    n_groups: dict[str, int],
-) -> "Decision":
-    """Apply the promotion rules. ``n_groups`` are holdout's groups that hold each class."""
-    from src.evaluation import promotion
-
-    is_champion = champion.version == challenger.version
-    evidence = promotion.Evidence(
-        to_baseline=challenger.to_baseline,
-        to_champion=None if comparison is None else comparison.difference,
-        margin=params.register_.margin,
-        n_groups=n_groups if comparison is None else comparison.n_groups,
-        min_groups=params.register_.min_groups,
-        reload_error=challenger.reload_error,
-        golden_error=challenger.golden_error,
-        rejected=challenger.rejected,
-        no_champion="it is the champion" if is_champion else champion.absent,
-        not_judged=_not_judged(comparison),
-    )
-    return promotion.decide(evidence)
-
-
-def _not_judged(comparison: Comparison | None) -> dict[str, str]:
-    if comparison is None or comparison.impossible is None:
-        return {}
-    reason = f"can't be compared with the champion, which stays: {comparison.impossible}"
-    return {"not_worse_than_champion": reason}
-
-
 def registration_of(
-    challenger: Challenger,
+    challenger: "VersionFiles",
     champion: Champion,
+    evidence: "Evidence",
     comparison: Comparison | None,
     decision: "Decision",
     *,
-    name: str,
     is_chosen: bool = False,
 ) -> dict[str, Any]:
     """What ``registration.json`` says; see the module's docstring for ``predict_with``.
 
     ``is_chosen``: a person made the present champion what it is.
     """
-    standing = None if champion.files is None else champion.version
-    after = challenger.version if decision.promote else standing
+    winner = challenger if decision.promote else champion.files
     is_outscored = (
         comparison is not None
         and comparison.difference is not None
         and comparison.difference.above_zero
     )
     is_passed_over = (
-        not decision.promote and is_outscored and not is_chosen and challenger.rejected is None
+        not decision.promote and is_outscored and not is_chosen and evidence.rejected is None
     )
-    predict_with = (
-        {"version": challenger.version, "role": "unpromoted"}
-        if after is None or is_passed_over
-        else {"version": after, "role": "champion"}
-    )
+    is_unpromoted = winner is None or is_passed_over
+    predicts = challenger if winner is None or is_passed_over else winner
     return {
-        "name": name,
+        "name": challenger.name,
         "challenger_version": challenger.version,
-        "champion_version": after,
+        "champion_version": None if winner is None else winner.version,
         "promoted": decision.promote,
         "reasons": decision.reasons,
         "rules": decision.as_table(),
-        "challenger": asdict(challenger),
+        "challenger": {
+            "version": challenger.version,
+            "run_id": challenger.run_id,
+            "auroc": challenger.evidence["auroc"],
+            "baseline_auroc": challenger.evidence["baseline_auroc"],
+            **asdict(evidence),
+        },
         "champion": None if comparison is None else asdict(comparison),
-        "predict_with": predict_with,
+        "predict_with": {
+            "version": predicts.version,
+            "manifest_sha256": predicts.manifest_sha256,
+            "role": "unpromoted" if is_unpromoted else "champion",
+        },
     }
 
 
@@ -313,7 +237,6 @@ def is_chosen_by_a_person(name: str) -> bool:
 
 def record(
     registration: dict[str, Any],
-    challenger: Challenger,
     champion: Champion,
     comparison: Comparison | None,
     decision: "Decision",
@@ -323,9 +246,9 @@ def record(
     from src.tracking.aliases import store_evidence
     from src.tracking.registry import CHAMPION, set_version_tags
 
-    name, version = registration["name"], challenger.version
+    name, version = registration["name"], registration["challenger_version"]
     document = evidence_document(
-        name, version, champion, decision, comparison, challenger=asdict(challenger)
+        name, version, champion, decision, comparison, challenger=registration["challenger"]
     )
     evidence_sha256 = store_evidence(name, document)
     if decision.promote:

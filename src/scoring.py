@@ -21,8 +21,7 @@ DECISIONS = ("normal", "tumour")
 
 def start(runtime: RuntimeParams) -> None:
     """Start TensorFlow as ``evaluate`` does, so that probabilities agree."""
-    # nothing random happens here: any seed will do
-    start_tensorflow(seed=0, threads=runtime.threads, quiet=runtime.quiet_tensorflow)
+    start_tensorflow(runtime, seed=0)  # nothing random happens here: any seed will do
 
 
 class Scorer:

@@ -36,13 +36,7 @@ def train_head_stage(params: Params, *, fresh: bool) -> None:
     from src.system.determinism import start_tensorflow
     from src.training import run_phase
 
-    environment = start_tensorflow(
-        seed=params.train.seed,
-        threads=params.runtime.threads,
-        quiet=params.runtime.quiet_tensorflow,
-        device=params.runtime.device,
-        deterministic=params.runtime.deterministic,
-    )
+    environment = start_tensorflow(params.runtime, seed=params.train.seed)
     with device_scope(int(environment["gpus"])):
         model = build_classifier(params.model)
         load_initial_weights(model, params.model)

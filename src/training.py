@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from src import data, model, paths
+from src import paths
 from src.params import Params, TrainParams
+from src.system.code import training_code_digest
 from src.system.determinism import Environment
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 FitPhase = Callable[["Setting"], "Fitted"]
 
-_CODE = [Path(package.__file__ or "").parent for package in (data, model)]
 _CHANGES_ROUNDING = {"xla", "mixed_precision"}
 _IDENTIFIES_DATA = ("content_digest", "split_sha256")
 
@@ -49,7 +49,7 @@ def run_phase(
     from src.data.labelled import load_split
     from src.evaluation.figures import learning_curves
     from src.evaluation.metrics import auroc
-    from src.model.checkpoint import Checkpoint, files_digest, work_key
+    from src.model.checkpoint import Checkpoint, work_key
     from src.model.class_weights import class_weights
     from src.model.inference import MODEL_FILE
     from src.model.phases import Setting
@@ -75,7 +75,7 @@ def run_phase(
         "initial_weights": initial_sha256,
         "environment": dict(environment),
         "runtime": params.runtime.model_dump(include=_CHANGES_ROUNDING),
-        "code": files_digest(*_CODE),
+        "code": training_code_digest(),
     }
     record = RunRecord(
         stage=stage,

@@ -79,9 +79,10 @@ def test_id_twice_is_refused():
         predict.submission_table(np.array(["a", "a"]), np.array([0.5, 0.5]))
 
 
-def registration(name: str, version: int, role: str) -> dict:
-    chosen = {"version": version, "role": role}
-    return {"name": name, "predict_with": chosen, "reasons": ["does not beat the baseline"]}
+def registration(name: str, version: int, role: str, **changes) -> dict:
+    chosen = {"version": version, "role": role, "manifest_sha256": changes.pop("manifest", None)}
+    said = {"reasons": ["does not beat the baseline"], "champion_version": None}
+    return {"name": name, "predict_with": chosen, **said, **changes}
 
 
 def test_unpromoted_is_refused_where_params_say_so():
@@ -95,7 +96,24 @@ def test_unpromoted_is_allowed_but_said(version, caplog):
     chosen = registration(version.name, version.version, "unpromoted")
     loaded = predict.load_chosen(chosen, unpromoted="allow", log=LOG)
     assert loaded.version == version.version
-    assert "no champion stands" in caplog.text
+    assert "no champion of tiny" in caplog.text
+
+
+def test_champion_that_was_passed_over_is_said():
+    """Catches 'no champion stands' while one does."""
+    passed_over = registration("m", 2, "unpromoted", champion_version=1)
+    with pytest.raises(predict.PredictionError, match="champion version 1 scores surely below"):
+        predict.load_chosen(passed_over, unpromoted="refuse", log=LOG)
+
+
+@pytest.mark.tensorflow
+def test_version_of_that_number_in_another_registry_is_refused(version):
+    """Catches a colleague's version 1 that predicts in the place of ours."""
+    ours = registration(version.name, 1, "champion", manifest=version.manifest_sha256)
+    predict.check_chosen(ours)
+    theirs = registration(version.name, 1, "champion", manifest="e" * 64)
+    with pytest.raises(predict.PredictionError, match="is not the one that register chose"):
+        predict.check_chosen(theirs)
 
 
 @pytest.mark.tensorflow

@@ -47,9 +47,9 @@ def register(project, models, tmp_path):
     write_evaluation(rows, low=0.2)
     chosen = project.pixels[golden.golden_rows(project.rows["probability"].to_numpy())]
 
-    def register(*names: str, training_ids=("9" * 40,)) -> None:
+    def register(*names: str, seen_ids=("9" * 40,)) -> None:
         for number, name in enumerate(names):
-            ids = [*training_ids, f"f{number:039d}"]
+            ids = [*seen_ids, f"f{number:039d}"]
             final = final_folder(tmp_path / f"{number}", models[name], ids)
             registry.register_version(
                 final,
@@ -136,15 +136,15 @@ def test_first_champion_needs_no_comparison(project, register):
 def test_patches_either_was_trained_on_are_left_out(project, register):
     """Catches a challenger, or a champion, that is judged on patches it knows by heart."""
     seen = project.rows["id"].tolist()
-    register("bad", "good", training_ids=seen[:20])
+    register("bad", "good", seen_ids=seen[:20])
     judgement = promote.judge(project.params, 2, LOG)
     assert (judgement.comparison.n_patches, judgement.comparison.n_excluded) == (20, 0)
     assert judgement.comparison.n_groups == {"normal": 5, "tumour": 5}
 
 
 def test_trained_on_every_holdout_patch_can_not_be_judged(project, register, run):
-    register("bad", "good", training_ids=project.rows["id"].tolist())
-    with pytest.raises(PromotionRefused, match="it was trained on every holdout patch"):
+    register("bad", "good", seen_ids=project.rows["id"].tolist())
+    with pytest.raises(PromotionRefused, match="it saw every holdout patch in training"):
         run("--version", "2")
 
 

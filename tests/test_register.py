@@ -12,8 +12,8 @@ import pytest
 
 from src import deciding, paths, register
 from src.deciding import Champion, Comparison
+from src.evaluation import promotion
 from src.evaluation.intervals import Difference
-from src.params import load_params
 from src.system.durable import read_json, write_json
 from src.system.errors import ProjectError
 from src.tracking import aliases, golden, registry
@@ -30,9 +30,11 @@ BETTER, EQUAL, WORSE = Difference(0.05, 0.02, 0.08), Difference(0, 0, 0), Differ
 UNSURE = Difference(0.01, -0.02, 0.04)
 
 
-def challenger(to_baseline=BETTER, **changes):
-    found = {"auroc": 0.9, "baseline_auroc": 0.8, "to_baseline": to_baseline}
-    return register.Challenger(2, "run", **{**found, **changes})
+def version(number):
+    found = {"auroc": 0.9, "baseline_auroc": 0.8}
+    return SimpleNamespace(
+        name="m", version=number, run_id="run", manifest_sha256=f"m{number}", evidence=found
+    )
 
 
 def comparison(difference, **changes):
@@ -42,20 +44,32 @@ def comparison(difference, **changes):
 
 def registration(to_baseline, compared, *, absent=None, is_chosen=False, rejected=None):
     """With champion 1, unless there is nothing to compare with."""
-    champion = Champion() if compared is None else Champion(1, files=object())
+    champion = Champion() if compared is None else Champion(1, files=version(1))
     if absent is not None:
         champion = Champion(1, absent=absent)
-    new = challenger(to_baseline, rejected=rejected)
-    groups = {"normal": 5, "tumour": 5}
-    decision = register.judge(new, champion, compared, load_params(), groups)
+    impossible = None if compared is None else compared.impossible
+    evidence = promotion.Evidence(
+        to_baseline=to_baseline,
+        to_champion=None if compared is None else compared.difference,
+        margin=0.0,
+        n_groups={"normal": 5, "tumour": 5} if compared is None else compared.n_groups,
+        min_groups=2,
+        reload_error=0.0,
+        golden_error=0.0,
+        rejected=rejected,
+        no_champion=champion.absent,
+        not_judged={} if impossible is None else {"not_worse_than_champion": impossible},
+    )
+    decision = promotion.decide(evidence)
     return register.registration_of(
-        new, champion, compared, decision, name="m", is_chosen=is_chosen
+        version(2), champion, evidence, compared, decision, is_chosen=is_chosen
     )
 
 
 def outcome(*args, **more):
     result = registration(*args, **more)
     chosen = result["predict_with"]
+    assert chosen["manifest_sha256"] == f"m{chosen['version']}"
     return result["promoted"], result["champion_version"], chosen["version"], chosen["role"]
 
 
@@ -92,7 +106,7 @@ def test_rejected_challenger_neither_wins_nor_predicts():
 
 def test_champion_stays_where_it_can_not_be_compared():
     """None would read as 'no champion' and promote anybody."""
-    compared = comparison(None, impossible="trained on every holdout patch")
+    compared = comparison(None, impossible="saw every holdout patch in training")
     assert outcome(BETTER, compared) == (False, 1, 1, "champion")
 
 
@@ -110,8 +124,8 @@ def test_too_few_groups_decide_nothing():
     assert failed == ["minimum_groups"]
 
 
-def compared_with(training_ids, champion_probabilities):
-    champion = SimpleNamespace(version=1, training_ids=frozenset(training_ids))
+def compared_with(seen_ids, champion_probabilities):
+    champion = SimpleNamespace(version=1, seen_ids=frozenset(seen_ids))
     return deciding.compare(champion, holdout(), champion_probabilities, evaluate_params())
 
 
@@ -129,7 +143,7 @@ def test_patches_the_champion_was_trained_on_count_for_neither():
 def test_nothing_left_to_compare_on():
     compared = compared_with(holdout()["id"], np.zeros(40))
     assert (compared.n_patches, compared.n_excluded, compared.difference) == (0, 40, None)
-    assert "trained on every holdout patch" in compared.impossible
+    assert "saw every holdout patch in training" in compared.impossible
 
 
 def test_one_class_left_is_no_comparison():
@@ -148,6 +162,11 @@ def test_rows_follow_the_ids_not_the_split():
         deciding.rows_of(pd.Series(["a", "z"]), split)
 
 
+def predicts(registration):
+    chosen = registration["predict_with"]
+    return chosen["version"], chosen["role"]
+
+
 def log_of(name):
     reading = aliases.read_log(name)
     assert reading.problems == []
@@ -159,7 +178,7 @@ def test_first_version_that_beats_the_baseline_is_champion(project, store):
     register.main()
     registration = read_json(paths.REGISTRATION)
     assert registration["promoted"] is True
-    assert registration["predict_with"] == {"version": 1, "role": "champion"}
+    assert predicts(registration) == (1, "champion")
     assert registration["challenger"]["run_id"] == project.run_id
     assert registration["challenger"]["auroc"] == 1.0
     assert registry.aliases(project.name) == {"champion": 1, "challenger": 1}
@@ -212,32 +231,73 @@ def test_two_at_once_decide_one_after_the_other(tmp_path, monkeypatch):
 
 @pytest.mark.tensorflow
 def test_not_better_than_colour_stays_challenger(project):
-    write_evaluation(project.rows, low=-0.01)
+    write_evaluation(project.rows.assign(baseline_probability=project.rows["probability"]), low=0)
     register.main()
     registration = read_json(paths.REGISTRATION)
     assert registration["promoted"] is False
     assert registration["champion_version"] is None
-    assert registration["predict_with"] == {"version": 1, "role": "unpromoted"}
+    assert predicts(registration) == (1, "unpromoted")
     assert registry.aliases(project.name) == {"challenger": 1}
     assert registration["reasons"][3].startswith("does not beat the colour baseline")
 
 
 @pytest.mark.tensorflow
-@pytest.mark.usefixtures("project")
-def test_champion_with_other_weights_is_scored_again_on_the_same_patches(keras_file):
-    """Its AUROC of long ago was measured on other patches."""
+def test_same_model_is_no_reason_to_change_the_champion(project, keras_file):
+    """Catches a champion that changes with every run, by figures that are all the same."""
     register.main()
-    final_folder(paths.FINAL_MODEL, keras_file, training_ids=["9" * 40])
-    fit = read_json(paths.FINETUNED_MODEL / "fit.json")
-    write_json(paths.FINETUNED_MODEL / "fit.json", {**fit, "final_weights_sha256": "e" * 64})
+    final_folder(paths.FINAL_MODEL, keras_file, seen_ids=["9" * 40])
     register.main()
     registration = read_json(paths.REGISTRATION)
-    assert registration["champion"]["version"] == 1
+    assert registration["challenger_version"] == 2
     assert registration["champion"]["n_patches"] == 40
-    assert registration["champion"]["auroc"] == 1.0
     assert registration["champion"]["difference"]["value"] == 0.0
-    # equal is no reason to change the champion
     assert (registration["champion_version"], registration["promoted"]) == (1, False)
+    assert predicts(registration) == (1, "champion")
+    assert registry.aliases(project.name) == {"champion": 1, "challenger": 2}
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("same_weights", [True, False])
+def test_champion_of_another_model_is_scored_again_on_the_same_patches(
+    project, keras_file, tmp_path, same_weights
+):
+    """Catches the challenger's own scores taken for the champion's: of equal weights, but with
+    test-time augmentation, say, which is in the model and not in its weights."""
+    import keras
+
+    model = keras.saving.load_model(keras_file)
+    for weight in model.weights:
+        weight.assign(-weight.numpy())
+    model.save(tmp_path / "bad.keras")
+    weights = "f" * 64 if same_weights else "e" * 64
+    champion = registry.register_version(
+        final_folder(tmp_path / "champion", tmp_path / "bad.keras", seen_ids=["9" * 40]),
+        name=project.name,
+        run_id=project.run_id,
+        evidence={"auroc": 0.9, "baseline_auroc": 0.5, "final_weights_sha256": weights},
+        golden_patches=project.pixels[:8],
+    )
+    with aliases.alias_changes(project.name) as changes:
+        changes.move("champion", champion, expected=None, action="register", why="the first")
+    fit = read_json(paths.FINETUNED_MODEL / "fit.json")
+    write_json(paths.FINETUNED_MODEL / "fit.json", {**fit, "final_weights_sha256": "f" * 64})
+    register.main()
+    registration = read_json(paths.REGISTRATION)
+    assert registration["champion"]["auroc"] == 0.0
+    assert registration["champion"]["difference"]["value"] == 1.0
+    assert predicts(registration) == (2, "champion")
+
+
+@pytest.mark.tensorflow
+def test_going_back_to_an_earlier_model_finds_its_version(project, keras_file):
+    """Catches a copy of 95 MB for every time that parameters are set back."""
+    register.main()
+    final_folder(paths.FINAL_MODEL, keras_file, seen_ids=["9" * 40])
+    register.main()
+    final_folder(paths.FINAL_MODEL, keras_file)
+    register.main()
+    assert read_json(paths.REGISTRATION)["challenger_version"] == 1
+    assert [entry.version for entry in registry.versions(project.name)] == [1, 2]
 
 
 @pytest.mark.tensorflow
@@ -256,10 +316,10 @@ def test_reloaded_version_must_give_the_probabilities_of_evaluate(project):
 def test_champion_whose_files_are_gone_does_not_block(project, keras_file):
     register.main()
     (registry.load_version(project.name, 1).folder / "data/model.keras").unlink()
-    final_folder(paths.FINAL_MODEL, keras_file, training_ids=["9" * 40])
+    final_folder(paths.FINAL_MODEL, keras_file, seen_ids=["9" * 40])
     register.main()
     registration = read_json(paths.REGISTRATION)
-    assert registration["predict_with"] == {"version": 2, "role": "champion"}
+    assert predicts(registration) == (2, "champion")
     assert "champion version 1 doesn't stand" in registration["reasons"][4]
     assert "champion version 1 doesn't stand" in log_of(project.name)[-1].why
 

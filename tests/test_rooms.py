@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from src import paths
-from tests.pipeline.closure import _imports_of
+from src.system.code import imports_of
 
 SRC = paths.ROOT / "src"
 MODULES = sorted(SRC.rglob("*.py"))
@@ -44,7 +44,7 @@ def test_a_room_imports_only_the_rooms_below_it(room):
     """Catches walls moved by an import, wherever in the file it stands."""
     allowed = MAY_IMPORT[room] | {room}
     for file in (SRC / room).glob("*.py"):
-        for name in _imports_of(file):
+        for name in imports_of(file):
             ours = _room(name)
             if ours is None:
                 is_shared = name == "src" or any(name.startswith(shared) for shared in SHARED)
@@ -57,7 +57,7 @@ def test_nothing_imports_a_stage():
     """Catches a stage used as a library."""
     stages = {f"src.{stage}" for stage in STAGES + COMMANDS}
     for file in MODULES:
-        assert not stages & set(_imports_of(file)), file
+        assert not stages & set(imports_of(file)), file
 
 
 def test_only_tracking_imports_mlflow():

@@ -170,7 +170,7 @@ VERSION_FILES = (
     "data/model.keras",
     "evidence/evidence.json",
     "evidence/operating_point.json",
-    "evidence/training_ids.txt",
+    "evidence/seen_ids.txt",
     "evidence/final_manifest.json",
     "evidence/golden_patches.npy",
     "evidence/golden_logits.npy",

@@ -5,64 +5,71 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
-from typing import Literal
+from pathlib import Path
 
+from src.params import RuntimeParams
 from src.system.errors import ProjectError
 
 Environment = dict[str, str | int | float | bool]
-
-
-Device = Literal["auto", "cpu", "gpu", "gpus"]
 
 
 class DeviceMissing(ProjectError):
     """``runtime.device`` asks for a GPU that TensorFlow doesn't see."""
 
 
-def start_tensorflow(
-    *, seed: int, threads: int, quiet: bool, device: Device = "auto", deterministic: bool = True
-) -> Environment:
-    """Import TensorFlow with ``threads`` threads (0 = one a core) on the devices asked for.
+def start_tensorflow(runtime: RuntimeParams, *, seed: int) -> Environment:
+    """Import TensorFlow with the threads and on the devices that ``runtime`` asks for.
 
     Returns what a reader needs in order to repeat the run on this kind of machine.
 
     Raises
     ------
     DeviceMissing
-        No GPU is there, and ``device`` is ``gpu`` or ``gpus``.
+        No GPU is there, and ``runtime.device`` is ``gpu`` or ``gpus``.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    if quiet:
+    if runtime.quiet_tensorflow:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _silent_stderr() if quiet else nullcontext():
+    with _silent_stderr() if runtime.quiet_tensorflow else nullcontext():
         import keras
         import tensorflow as tf
 
-        n_gpus = _choose_gpus(device)
-    n_threads = threads or os.cpu_count() or 1
+        n_gpus = _choose_gpus(runtime.device)
+    n_threads = runtime.threads or os.cpu_count() or 1
     try:
         tf.config.threading.set_intra_op_parallelism_threads(n_threads)
         tf.config.threading.set_inter_op_parallelism_threads(n_threads)
     except RuntimeError:
         # already running in this process: threads are what the first caller asked for
         n_threads = tf.config.threading.get_intra_op_parallelism_threads()
-    if deterministic:
+    if runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(seed)
     return {
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "tensorflow": version("tensorflow"),
         "keras": version("keras"),
         "numpy": version("numpy"),
         "threads": n_threads,
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "gpus": n_gpus,
-        "deterministic": deterministic,
+        "deterministic": runtime.deterministic,
     }
 
 
-def _choose_gpus(device: Device) -> int:
+def _processor() -> str:
+    """The processor's model, whose kernels decide the last bits; ``unknown`` where none is told."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def _choose_gpus(device: str) -> int:
     """Hide the GPUs that are not asked for; how many are left."""
     import tensorflow as tf
 

@@ -42,7 +42,7 @@ CHALLENGER: Alias = "challenger"
 
 FINAL_MODEL_NAME = "resnet50-final"
 _OPERATING_POINT = "evidence/operating_point.json"
-_TRAINING_IDS = "evidence/training_ids.txt"
+_SEEN_IDS = "evidence/seen_ids.txt"
 _EVIDENCE = "evidence/evidence.json"
 _CONTRACT = "evidence/contract.json"
 _FINAL_MANIFEST = "evidence/final_manifest.json"
@@ -59,7 +59,7 @@ class VersionFiles:
     model : ``keras.Model``, uint8 (n, 96, 96, 3) → probability float32 (n, 1)
     operating_point : ``rule``, ``threshold``, ``temperature``
     contract : what its input and output are; None where it was registered without
-    training_ids : ids of the patches it was trained on
+    seen_ids : ids of the patches it was trained on or chosen by (train and val)
     evidence : what was known of it when it was registered
     golden : its golden batch; None where it was registered without
     model_sha256 : of the ``.keras`` file, the same as in ``models/final``
@@ -73,7 +73,7 @@ class VersionFiles:
     model: Any
     operating_point: Mapping[str, Any]
     contract: Mapping[str, Any] | None
-    training_ids: frozenset[str]
+    seen_ids: frozenset[str]
     evidence: Mapping[str, Any]
     golden: golden.Golden | None
     model_sha256: str
@@ -113,8 +113,8 @@ def register_version(
     ``golden_patches`` (8, 96, 96, 3) are stored with the logits that the model in ``final_folder``
     gives them; without them no golden batch is stored.
 
-    Where the newest version already is this very folder of this very run, with its files intact,
-    that version is returned instead of a copy of it.
+    Where a version already is this very folder of this very run, with its files intact, the newest
+    such version is returned instead of a copy of it.
 
     Raises
     ------
@@ -180,7 +180,7 @@ def load_version(name: str, version: int, *, folder: Path | None = None) -> Vers
         model=load_keras(folder / MODEL_FILE),
         operating_point=read_json(folder / _OPERATING_POINT),
         contract=read_json(folder / _CONTRACT) if _CONTRACT in files else None,
-        training_ids=frozenset((folder / _TRAINING_IDS).read_text().split()),
+        seen_ids=frozenset((folder / _SEEN_IDS).read_text().split()),
         evidence=read_json(folder / _EVIDENCE),
         golden=golden.read_golden(folder),
         model_sha256=files[MODEL_FILE],
@@ -381,21 +381,23 @@ def _files_of(entry: "ModelVersion") -> Path:
 def _same_version(
     store: Store, name: str, tags: Mapping[str, str], *, with_golden: bool
 ) -> int | None:
-    """The newest version's number, if it carries these tags and its files are intact."""
-    found = _search_versions(store, name)
-    newest = max(found, key=lambda version: int(version.version), default=None)
-    if newest is None or any(newest.tags.get(key) != value for key, value in tags.items()):
-        return None
-    try:
-        _, _, files = _verified(name, int(newest.version))
-    except (VerificationError, TrackingError):
-        get_logger("tracking").warning(
-            f"files of {name} version {newest.version} are gone or changed: registering it anew"
-        )
-        return None
-    if with_golden and golden.LOGITS_FILE not in files:
-        return None
-    return int(newest.version)
+    """The newest version that carries these tags and whose files are intact; None if none."""
+    found = [
+        int(version.version)
+        for version in _search_versions(store, name)
+        if all(version.tags.get(key) == value for key, value in tags.items())
+    ]
+    for version in sorted(found, reverse=True):
+        try:
+            _, _, files = _verified(name, version)
+        except (VerificationError, TrackingError):
+            get_logger("tracking").warning(
+                f"files of {name} version {version} are gone or changed: not used again"
+            )
+            continue
+        if not with_golden or golden.LOGITS_FILE in files:
+            return version
+    return None
 
 
 def _upload(
@@ -410,7 +412,7 @@ def _upload(
         write_json(evidence_file, evidence)
         extras = {
             _OPERATING_POINT: final_folder / "operating_point.json",
-            _TRAINING_IDS: final_folder / "training_ids.txt",
+            _SEEN_IDS: final_folder / "seen_ids.txt",
             _FINAL_MANIFEST: final_folder / MANIFEST,
             _EVIDENCE: evidence_file,
         }

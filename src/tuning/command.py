@@ -97,12 +97,15 @@ def check_options(options: Options) -> None:
 
 def _identity(params: Params) -> dict[str, Any]:
     from src.data.identity import dataset_identity
-    from src.tuning.trial import code_digest, load_data
+    from src.system.code import training_code_digest
+    from src.tuning.trial import load_data
 
     data = load_data(subset=params.tune.subset, seed=params.train.seed)
     about = dataset_identity(data.train, data.val)
     digests = {name: str(about[name]) for name in ("content_digest", "split_sha256")}
-    return study_identity(params, data={**digests, "patches": data.digest}, code=code_digest())
+    return study_identity(
+        params, data={**digests, "patches": data.digest}, code=training_code_digest()
+    )
 
 
 def _job(params: Params, options: Options, url: str, run_id: str) -> Job:
@@ -212,8 +215,7 @@ def _start_quietly(params: Params) -> None:
     """MLflow imports TensorFlow to log a model; started here, it doesn't chat."""
     from src.system.determinism import start_tensorflow
 
-    runtime = params.runtime
-    start_tensorflow(seed=0, threads=1, quiet=runtime.quiet_tensorflow, device="cpu")
+    start_tensorflow(params.runtime.model_copy(update={"threads": 1, "device": "cpu"}), seed=0)
 
 
 def _summarise(

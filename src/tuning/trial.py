@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src import data, model, paths
+from src import paths
 from src.data.labelled import LabelledPatches
-from src.model.checkpoint import Arrays, Checkpoint, Facts, files_digest, work_key
+from src.model.checkpoint import Arrays, Checkpoint, Facts, work_key
 from src.params import FinetuneParams, Params, TrainParams
+from src.system.code import training_code_digest
 from src.system.determinism import Environment
 from src.system.durable import IntegrityError
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 OnEpoch = Callable[["Epoch"], None]
 
-_CODE = [Path(package.__file__ or "").parent for package in (data, model)]
 _CHANGES_ROUNDING = {"xla", "mixed_precision"}
 
 
@@ -58,11 +58,6 @@ class TrialResult:
     model: "keras.Model"
     fit: dict[str, Any]
     timing: dict[str, Any]
-
-
-def code_digest() -> str:
-    """SHA-256 of the code that a trial's result depends on."""
-    return files_digest(*_CODE)
 
 
 def load_data(*, subset: int | None, seed: int) -> SearchData:
@@ -196,7 +191,7 @@ def _head_key(params: Params, search: SearchData, environment: Environment) -> s
             "data": search.digest,
             "environment": dict(environment),
             "runtime": params.runtime.model_dump(include=_CHANGES_ROUNDING),
-            "code": code_digest(),
+            "code": training_code_digest(),
         }
     )
 

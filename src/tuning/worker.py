@@ -255,11 +255,5 @@ def start_for(job: Job) -> "Environment":
     from src.system.determinism import start_tensorflow
 
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # workers share the GPU
-    runtime = job.params.runtime
-    return start_tensorflow(
-        seed=job.params.train.seed,
-        threads=job.threads,
-        quiet=runtime.quiet_tensorflow,
-        device=runtime.device,
-        deterministic=runtime.deterministic,
-    )
+    runtime = job.params.runtime.model_copy(update={"threads": job.threads})
+    return start_tensorflow(runtime, seed=job.params.train.seed)

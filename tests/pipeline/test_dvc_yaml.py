@@ -6,7 +6,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from src import paths
-from tests.pipeline.closure import import_closure
+from src.system.code import import_closure, training_code
+from tests.pipeline.closure import is_module
 
 STAGES = YAML(typ="safe", pure=True).load(paths.ROOT / "dvc.yaml")["stages"]
 SECTIONS = ("sample", "ingest", "explore", "split", "model", "train", "finetune", "evaluate")
@@ -16,10 +17,18 @@ SECTIONS = (*SECTIONS, "register", "predict")
 @pytest.mark.parametrize("stage", STAGES)
 def test_deps_are_the_import_closure(stage):
     """Catches code that changes without the stage being run again. Mend with: make deps."""
-    modules = {
-        dep for dep in STAGES[stage]["deps"] if dep.startswith("src/") and dep.endswith(".py")
-    }
-    assert modules == import_closure(stage)
+    modules = {dep for dep in STAGES[stage]["deps"] if is_module(dep)}
+    assert modules == import_closure(f"src.{stage}")
+
+
+def test_training_code_is_what_weights_depend_on():
+    """Catches a checkpoint that outlives a fix of the metric that chose its epoch, and one that is
+    thrown away because a picture changed."""
+    code = training_code()
+    needed = {"evaluation/metrics.py", "model/loop.py", "data/batches.py", "training.py"}
+    assert {f"src/{name}" for name in needed} <= code
+    unneeded = {"model/gradcam.py", "data/galleries.py", "tracking/runs.py", "params.py"}
+    assert not {f"src/{name}" for name in unneeded} & code
 
 
 def test_evaluate_depends_on_the_templates_of_its_report():

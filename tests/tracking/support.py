@@ -87,13 +87,13 @@ def model_folder(folder: Path, keras_file: Path, run_id: str, run_record: RunRec
     return folder
 
 
-def final_folder(folder: Path, keras_file: Path, training_ids: list[str] = ["a" * 40]) -> Path:  # noqa: B006
+def final_folder(folder: Path, keras_file: Path, seen_ids: list[str] = ["a" * 40]) -> Path:  # noqa: B006
     with replacing_folder(folder) as temporary:
         (temporary / "model.keras").write_bytes(keras_file.read_bytes())
         operating_point = {"rule": {"min_sensitivity": 0.95}, "threshold": 0.4, "temperature": 1.5}
         write_json(temporary / "operating_point.json", operating_point)
         write_json(temporary / CONTRACT_FILE, CONTRACT)
-        (temporary / "training_ids.txt").write_text("".join(f"{i}\n" for i in training_ids))
+        (temporary / "seen_ids.txt").write_text("".join(f"{i}\n" for i in seen_ids))
     return folder
 
 

@@ -84,7 +84,7 @@ def test_decision_against_another_champion_is_refused(name):
 
 def test_tampered_version_is_neither_logged_nor_promoted(name):
     folder = registry.load_version(name, 2).folder
-    (folder / "evidence/training_ids.txt").write_text("")
+    (folder / "evidence/seen_ids.txt").write_text("")
     with pytest.raises(VerificationError, match="sha256 mismatch"):
         move(name, 2, None)
     assert (registry.champion_version(name), log_of(name)) == (None, [])

@@ -53,7 +53,7 @@ def test_version_alone_gives_all_that_predicting_needs(
     import keras
 
     files = registry.load_version(model_name, version)
-    assert files.training_ids == frozenset(IDS)
+    assert files.seen_ids == frozenset(IDS)
     assert files.operating_point["threshold"] == 0.4
     assert files.evidence == EVIDENCE
     assert files.run_id == run_id
@@ -81,7 +81,7 @@ def test_other_run_or_other_files_make_a_new_version(final, version, model_name)
     second = registry.register_version(
         final, name=model_name, run_id=other.run_id, evidence=EVIDENCE
     )
-    (final / "training_ids.txt").write_text("c" * 40 + "\n")
+    (final / "seen_ids.txt").write_text("c" * 40 + "\n")
     write_manifest(final)
     third = registry.register_version(
         final, name=model_name, run_id=other.run_id, evidence=EVIDENCE
@@ -136,7 +136,7 @@ def drop_manifest(folder: Path) -> None:
 
 
 def drop_evidence(folder: Path) -> None:
-    (folder / "evidence/training_ids.txt").unlink()
+    (folder / "evidence/seen_ids.txt").unlink()
 
 
 @pytest.mark.parametrize(
