@@ -67,10 +67,10 @@ def run_phase(
     )
     if not split.slide_disjoint:
         log.warning(f"val scores are optimistic: groups are {split.groups_are}, not slides")
-    recorded = params.sections("split", "model", stage)
+    recorded = recorded_params(params, stage)
     dataset = dataset_identity(train, val)
     identity = {
-        "params": {**recorded, "cache": {"dtype": params.cache.dtype}},
+        "params": recorded,
         "data": {name: dataset[name] for name in _IDENTIFIES_DATA},
         "initial_weights": initial_sha256,
         "environment": dict(environment),
@@ -115,6 +115,12 @@ def run_phase(
             curves = {"learning_curves": learning_curves(fit)}
             run.log_result(fit, fitted.timing, folder / MODEL_FILE, curves)
     _report(fit, fitted.timing, run.run_id, folder, log)
+
+
+def recorded_params(params: Params, stage: str) -> dict[str, Any]:
+    """Every parameter that the result of a stage depends on, its own and those of its head."""
+    sections = dict.fromkeys(("split", "model", "train", stage))
+    return {**params.sections(*sections), "cache": {"dtype": params.cache.dtype}}
 
 
 @contextmanager

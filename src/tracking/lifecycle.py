@@ -46,7 +46,7 @@ def open_run(
     store = connect()
     with reporting("did not take a new run"):
         close_orphans(store, stage)
-        run_id = _reopened(store, work_key) or begin(store, name, tags)
+        run_id = _reopened(store, work_key, tags) or begin(store, name, tags)
     with ending(store, run_id), _sigterm_as_exit():
         yield store, run_id
 
@@ -64,8 +64,11 @@ def process_tags() -> dict[str, str]:
     return dict(zip(_PROCESS_TAGS, map(str, process.values()), strict=True))
 
 
-def _reopened(store: Store, work_key: str) -> str | None:
-    """The newest run of this work, RUNNING again and written by this process; None if none."""
+def _reopened(store: Store, work_key: str, tags: Mapping[str, str]) -> str | None:
+    """The newest run of this work, RUNNING again and written by this process; None if none.
+
+    Its tags become those of now: the commit may be a newer one that changed nothing here.
+    """
     if not work_key:
         return None
     found = store.client.search_runs(
@@ -77,7 +80,7 @@ def _reopened(store: Store, work_key: str) -> str | None:
     if not found:
         return None
     run_id = str(found[0].info.run_id)
-    set_tags(store, run_id, process_tags())
+    set_tags(store, run_id, {**tags, **process_tags()})
     store.client.update_run(run_id, status="RUNNING")
     return run_id
 

@@ -177,11 +177,11 @@ def add_evaluation(
 
 
 def lacks_metrics(run_id: str, metrics: Mapping[str, Any]) -> bool:
-    """Whether a run, restored perhaps, has not got all of the (nested) metrics' names."""
+    """Whether a run, restored perhaps or evaluated again since, hasn't got the (nested) metrics."""
     store = connect()
     with reporting("can't be searched"):
         logged = store.client.get_run(run_id).data.metrics
-    return not set(flat_metrics(metrics)) <= set(logged)
+    return any(logged.get(name) != value for name, value in flat_metrics(metrics).items())
 
 
 def _begin(store: Store, record: RunRecord, tags: Mapping[str, str]) -> str:

@@ -249,3 +249,17 @@ def test_evaluation_is_added_under_dotted_names(store):
     assert logged.metrics["holdout.auroc"] == 0.91
     assert logged.tags["verdict"] == "beats the baseline"
     assert not runs.lacks_metrics(run.run_id, metrics)
+    # catches a run that keeps another evaluation's numbers under the same names
+    assert runs.lacks_metrics(run.run_id, {"holdout": {"auroc": 0.92}})
+
+
+def test_work_gone_on_with_says_which_code_did(store):
+    """Catches run.json and MLflow that disagree after a commit which changed nothing here."""
+    with runs.training_run(record(work_key="k" * 64)) as first:
+        pass
+    later = record(work_key="k" * 64, origin={**record().origin, "git_commit": "f00d"})
+    with runs.training_run(later) as second:
+        pass
+    assert second.run_id == first.run_id
+    tags = store.client.get_run(first.run_id).data.tags
+    assert (tags["git_commit"], tags["mlflow.source.git.commit"]) == ("f00d", "f00d")
