@@ -1,11 +1,10 @@
 # The two commands a newcomer needs: `make repro` and `make test`. Both build .venv when it is
 # missing or older than requirements.lock.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
-export MLFLOW_DISABLE_TELEMETRY := true
 # full_size is left out: it needs 30 GB of disk and 20 minutes
 BENCHMARKS := sample ingest grouping bootstrap training
 
@@ -17,8 +16,8 @@ help:  ## list these targets
 repro: venv  ## run the pipeline: archive to submission.csv (what is up to date is not run again)
 	dvc repro
 
-test: venv  ## run the tests
-	python -m pytest
+test: venv  ## run the tests, on two cores; one file: .venv/bin/pytest tests/test_split.py
+	python -m pytest -n 2 --dist loadfile
 
 check: lint test  ## format check, linter, types and tests: what CI runs
 
