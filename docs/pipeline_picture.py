@@ -1,6 +1,5 @@
 """Draw docs/pipeline.png from dvc.yaml: ``python docs/pipeline_picture.py``."""
 
-from itertools import pairwise
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -23,26 +22,46 @@ LOGS_TO_MLFLOW = ("explore", "train", "finetune", "evaluate", "register")
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#555555"
 
 
+PLACES = {  # column, row
+    "sample": (0, 1),
+    "ingest": (1, 1),
+    "split": (2, 1),
+    "train": (3, 1),
+    "finetune": (4, 1),
+    "explore": (2, 0),
+    "evaluate": (4, 0),
+    "register": (5, 0),
+    "predict": (6, 0),
+}
+NEEDS = (
+    ("sample", "ingest"),
+    ("ingest", "split"),
+    ("split", "train"),
+    ("train", "finetune"),
+    ("split", "explore"),
+    ("explore", "evaluate"),
+    ("finetune", "evaluate"),
+    ("evaluate", "register"),
+    ("register", "predict"),
+)
+
+
 def main() -> None:
-    stages = list(YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"])
-    figure = Figure(figsize=(12, 4.2), dpi=110)
+    stages = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
+    assert set(stages) == set(PLACES), "draw the stages that dvc.yaml has"
+    figure = Figure(figsize=(14, 4), dpi=110)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_xlim(0, 5.1)
-    axes.set_ylim(-0.15, 2.75)
+    axes.set_xlim(0, 7.1)
+    axes.set_ylim(0, 2.75)
     axes.axis("off")
-    centres = {stage: _centre(index) for index, stage in enumerate(stages)}
+    centres = {stage: (0.55 + x, 0.65 + 1.2 * y) for stage, (x, y) in PLACES.items()}
     for stage, (x, y) in centres.items():
         _box(axes, stage, x, y)
-    for left, right in pairwise(stages):
-        _arrow(axes, centres[left], centres[right])
-    axes.text(0.05, 2.55, "dvc repro: archive to submission", fontsize=15, weight="bold")
-    axes.text(5.05, 2.55, "orange: logged to MLflow", fontsize=11, color=VERMILLION, ha="right")
+    for before, after in NEEDS:
+        _arrow(axes, centres[before], centres[after])
+    axes.text(0.12, 2.5, "dvc repro: archive to submission", fontsize=15, weight="bold")
+    axes.text(6.98, 2.5, "orange: logged to MLflow", fontsize=11, color=VERMILLION, ha="right")
     figure.savefig(ROOT / "docs" / "pipeline.png")
-
-
-def _centre(index: int) -> tuple[float, float]:
-    column = index if index < 5 else 8 - index + 0.5
-    return 0.55 + column, 1.95 if index < 5 else 0.6
 
 
 def _box(axes, stage: str, x: float, y: float) -> None:
@@ -57,11 +76,7 @@ def _box(axes, stage: str, x: float, y: float) -> None:
 
 def _arrow(axes, start: tuple[float, float], end: tuple[float, float]) -> None:
     (x0, y0), (x1, y1) = start, end
-    if y0 == y1:
-        step = 0.43 if x1 > x0 else -0.43
-        ends = (x0 + step, y0), (x1 - step, y1)
-    else:
-        ends = (x0 - 0.1, y0 - 0.43), (x1 + 0.2, y1 + 0.43)
+    ends = ((x0 + 0.43, y0), (x1 - 0.43, y1)) if y0 == y1 else ((x0, y0 - 0.43), (x1, y1 + 0.43))
     axes.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=16, color=GREY))
 
 
