@@ -562,6 +562,8 @@ class Params(_Section):
                 _sections_with(self, values)
             except ValidationError as error:
                 raise ValueError(f"tune.space: {_why_not(error, values)}") from error
+            except _NotASection as error:
+                raise ValueError(f"tune.space: {error}") from error
         return self
 
     def with_values(self, values: Mapping[str, Any]) -> "Params":
@@ -576,6 +578,8 @@ class Params(_Section):
             return self.model_copy(update=_sections_with(self, values))
         except ValidationError as error:
             raise ParamsError(_why_not(error, values)) from error
+        except _NotASection as error:
+            raise ParamsError(str(error)) from error
 
     def value(self, name: str) -> Any:
         """The value of a dotted name, as plain data; None where nothing has that name."""
@@ -587,6 +591,10 @@ class Params(_Section):
     def sections(self, *names: str) -> dict[str, Any]:
         """The named sections as plain nested values, for a run's record."""
         return {name: getattr(self, name).model_dump() for name in names}
+
+
+class _NotASection(Exception):
+    """A dotted name leads through a value that has no parts."""
 
 
 def _pairs(space: Mapping[str, Dimension]) -> Iterator[dict[str, Any]]:
@@ -605,10 +613,14 @@ def _sections_with(params: Params, values: Mapping[str, Any]) -> dict[str, _Sect
         section, *keys = name.split(".")
         changed.setdefault(section, getattr(params, section).model_dump())
         inside: dict[str, Any] = changed[section]
-        for key in keys[:-1]:
-            inside = (
-                inside[key] if isinstance(inside.get(key), dict) else inside.setdefault(key, {})
-            )
+        for i, key in enumerate(keys[:-1]):
+            inside = inside.setdefault(key, {})
+            if not isinstance(inside, dict):
+                outer = ".".join([section, *keys[: i + 1]])
+                raise _NotASection(
+                    f"{name}: {outer} is {inside!r} and has no {keys[i + 1]}; give {outer} its "
+                    "values in params.yaml first, then again"
+                )
         inside[keys[-1]] = value
     return {
         section: type(getattr(params, section)).model_validate(raw)

@@ -48,7 +48,7 @@ LINEAGE = SUBMISSION_DIR / "lineage.json"
 TUNE_REPORT = ROOT / "reports" / "tune"
 TUNE_HEADS = CACHE / "tune" / "heads"
 TUNE_BEST = CACHE / "tune" / "best"
-TUNE_LOCKS = CACHE / "tune" / "locks"
+TUNE_CONFIRMED = CACHE / "tune" / "confirmed"
 
 TRACKING_ROOT = Path(os.environ.get("DVC_ROOT") or ROOT).resolve()
 MLFLOW_DB = TRACKING_ROOT / "mlflow.db"

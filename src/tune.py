@@ -59,11 +59,12 @@ def main(
 
     * python -m src.tune --apply, then: dvc repro
     """
-    from src.tuning.command import Options, search
+    from src.tuning.command import Options, tune
 
     params = load_params()
     configure(params.runtime.verbosity)
     options = Options(
+        trials=trials,
         n_workers=workers,
         timeout_min=timeout,
         study=study,
@@ -72,7 +73,7 @@ def main(
         other_data=other_data,
         confirm=confirm,
     )
-    search(with_options(params, n_trials=trials, seed=seed), options, get_logger("tune"))
+    tune(with_options(params, n_trials=trials, seed=seed), options, get_logger("tune"))
 
 
 def with_options(params: Params, *, n_trials: int | None, seed: int | None) -> Params:

@@ -4,12 +4,13 @@ The parent belongs to the process that opened it first; a second ``src.tune`` on
 it without ending it. Runs whose process is gone are ended as KILLED by whoever comes next.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from logging import Logger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src.system.log import get_logger
 from src.system.nested import flatten
 from src.tracking import pictures
 from src.tracking.lifecycle import (
@@ -35,16 +36,25 @@ STUDY_STAGE = "tune"
 TRIAL_STAGE = "trial"
 
 _STATE = "trial_state"
+_MODEL = "model_weights_sha256"  # of the model the run has
+_BEST_MODEL_RUN = "best_model_run_id"
 _STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
 @contextmanager
 def study_run(
-    study: str, *, key: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    study: str,
+    *,
+    key: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    alone: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[str]:
     """Begin, or go on with, the parent run of a study; yields its id.
 
-    ``key`` tells studies apart that have the same name. Left as FINISHED, FAILED or KILLED.
+    ``key`` tells studies apart that have the same name. ``alone`` is a lock that all processes of
+    the study share: of several that start at once, one begins the run. Left as FINISHED, FAILED or
+    KILLED.
 
     Raises
     ------
@@ -52,24 +62,56 @@ def study_run(
         The store can't be reached.
     """
     store = connect()
-    with reporting("did not take the run of a study"):
+    with reporting("did not take the run of a study"), alone():
         close_dead()
-        found = _run_of(store, key)
-        if found is not None and found.info.status == "RUNNING":
-            yield str(found.info.run_id)  # of another process, which will end it
-            return
-        all_tags = {
-            "mlflow.source.name": "python -m src.tune",
-            "mlflow.source.type": "LOCAL",
-            "stage": STUDY_STAGE,
-            "study": study,
-            WORK_KEY: key,
-            **tags,
-        }
-        run_id = _begin_again(store, found) if found else begin(store, f"tune {study}", all_tags)
-        _log_params(store, run_id, params)
-    with ending(store, run_id):
+        run = _run_of(store, key)
+        is_joined = run is not None and run.info.status == "RUNNING"
+        run_id = str(run.info.run_id) if is_joined else _begin_study(store, run, study, key, tags)
+        if not is_joined:
+            _log_params(store, run_id, params)
+    with _joined(store, run_id) if is_joined else _ending(store, run_id):
         yield run_id
+
+
+def _begin_study(store: Store, run: Any, study: str, key: str, tags: Mapping[str, str]) -> str:
+    if run is not None:
+        return _begin_again(store, run)
+    all_tags = {
+        "mlflow.source.name": "python -m src.tune",
+        "mlflow.source.type": "LOCAL",
+        "stage": STUDY_STAGE,
+        "study": study,
+        WORK_KEY: key,
+        **tags,
+    }
+    return begin(store, f"tune {study}", all_tags)
+
+
+@contextmanager
+def _ending(store: Store, run_id: str) -> Iterator[None]:
+    """End the run; a store that is gone by then costs a warning, not what the study found."""
+    is_done = False
+    try:
+        with ending(store, run_id):
+            yield
+            is_done = True
+    except TrackingError as error:
+        if not is_done:
+            raise
+        get_logger("tracking").warning(f"{error}; it is ended at the next start")
+
+
+@contextmanager
+def _joined(store: Store, run_id: str) -> Iterator[None]:
+    """Leave the run to the process that began it, unless that is gone: killed, it had not ended."""
+    yield
+    try:
+        with reporting(f"did not take the end of run {run_id}"):
+            close_dead()
+            if store.client.get_run(run_id).info.status in ("KILLED", "FAILED"):
+                store.client.set_terminated(run_id, status="FINISHED")
+    except TrackingError as error:
+        get_logger("tracking").warning(f"{error}")
 
 
 def _run_of(store: Store, key: str) -> Any:
@@ -180,11 +222,12 @@ class TrialRun:
             set_tags(store, run_id, tags)
             store.client.set_terminated(run_id, status=_STATUS[state])
 
-    def log_weights(self, model_path: Path) -> None:
-        """Log the trial's model."""
-        if self._run is not None:
-            with self._warning():
-                log_trial_model(self._run.run_id, model_path)
+    def log_weights(self, model_path: Path, sha256: str) -> None:
+        """Log the trial's model; ``sha256`` is the digest of its weights."""
+        if self._store is None or self._run is None:
+            return
+        with self._warning(), reporting(f"did not take the model of run {self._run.run_id}"):
+            _log_model(self._store, self._run.run_id, model_path, sha256)
 
     @contextmanager
     def _warning(self) -> Iterator[None]:
@@ -194,8 +237,21 @@ class TrialRun:
             self._log.warning(f"{error}")
 
 
-def log_trial_model(run_id: str, model_path: Path) -> None:
-    """Log a model for a trial's run, in place of one logged before.
+def has_model(run_id: str, sha256: str) -> bool:
+    """Whether a trial's run has the model with these weights.
+
+    Raises
+    ------
+    TrackingError
+        The store can't say.
+    """
+    store = connect()
+    with reporting(f"can't read run {run_id}"):
+        return bool(store.client.get_run(run_id).data.tags.get(_MODEL) == sha256)
+
+
+def log_best_model(study_run_id: str, run_id: str, model_path: Path, *, sha256: str) -> None:
+    """Log the model of a study's best trial, in place of the one that was best before.
 
     Raises
     ------
@@ -204,8 +260,18 @@ def log_trial_model(run_id: str, model_path: Path) -> None:
     """
     store = connect()
     with reporting(f"did not take the model of run {run_id}"):
-        delete_models(store, run_id)
-        log_model(store, model_path, name=MODEL_NAME, run_id=run_id, extras={})
+        former = store.client.get_run(study_run_id).data.tags.get(_BEST_MODEL_RUN)
+        _log_model(store, run_id, model_path, sha256)
+        set_tags(store, study_run_id, {_BEST_MODEL_RUN: run_id})
+        if former is not None and former != run_id:
+            delete_models(store, former)
+            set_tags(store, former, {_MODEL: ""})
+
+
+def _log_model(store: Store, run_id: str, model_path: Path, sha256: str) -> None:
+    delete_models(store, run_id)
+    log_model(store, model_path, name=MODEL_NAME, run_id=run_id, extras={})
+    set_tags(store, run_id, {_MODEL: sha256})  # last: the model is whole
 
 
 def log_study(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from src.params import load_params
+from src.params import Params, ParamsError, load_params
 from src.system.durable import replacing
 from src.system.errors import ProjectError
 
@@ -58,15 +58,27 @@ def apply(path: Path, values: Mapping[str, Any]) -> str:
     ParamsError
         The result wouldn't be allowed.
     """
+    wanted = load_params(path).with_values(values)
     before = path.read_text(encoding="utf-8")
     after = changed_text(before, values)
     with replacing(path) as temporary:
         temporary.write_text(after, encoding="utf-8")
-        written = load_params(temporary)
-        for name, value in values.items():
-            if written.value(name) != value:
-                raise NotApplied(f"{name} would read as {written.value(name)!r}, not {value!r}")
+        written = _read(temporary, name=path.name)
+        for name in values:
+            if written.value(name) != wanted.value(name):
+                raise NotApplied(
+                    f"{path.name}: {name} would read as {written.value(name)!r}, not "
+                    f"{wanted.value(name)!r}; write it there by hand"
+                )
     lines = difflib.unified_diff(
         before.splitlines(), after.splitlines(), path.name, path.name, lineterm="", n=1
     )
     return "\n".join(lines)
+
+
+def _read(temporary: Path, *, name: str) -> Params:
+    """The parameters of a file that a person knows as ``name``."""
+    try:
+        return load_params(temporary)
+    except ParamsError as error:
+        raise ParamsError(str(error).replace(temporary.name, name)) from error

@@ -1,54 +1,64 @@
-"""The weights of the best trial so far, kept on disk until the study's end logs them."""
+"""The weights of the best trial so far, kept on disk until the study's end logs them.
 
+They are known by their digest: the trial that made them may have been killed before it could say
+so, and another one that stands in for it makes the same.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from filelock import FileLock
 
 from src import paths
 from src.system.durable import read_json, replacing_folder, verify_folder, write_json
 from src.system.errors import ProjectError
-
-if TYPE_CHECKING:
-    import keras
+from src.tuning.tidying import keep_newest
 
 MODEL = "model.keras"
+
 _ABOUT = "trial.json"
+_STUDIES_KEPT = 3
 
 
 def keep_if_best(
-    study_run_id: str,
-    model: "keras.Model",
+    study_key: str,
+    save: Callable[[Path], object],
     *,
     number: int,
     score: float,
-    root: Path = paths.TUNE_BEST,
+    sha256: str,
+    root: Path | None = None,
 ) -> bool:
-    """Save the model of trial ``number`` unless a better one was; higher ``score`` is better."""
-    from src.model.saving import save_model
+    """Let ``save`` write the model of trial ``number`` unless a better one is kept; whether it did.
 
+    Higher ``score`` is better, of equals the lower number. ``sha256`` is the weights' digest.
+    """
+    root = root or paths.TUNE_BEST
     root.mkdir(parents=True, exist_ok=True)
-    folder = root / study_run_id
-    with FileLock(root / f"{study_run_id}.lock"):
+    folder = root / study_key
+    with FileLock(root / f"{study_key}.lock"):
         kept = _kept(folder)
-        if kept is not None and kept[1] >= score:
+        if kept is not None and (kept["score"], -kept["number"]) >= (score, -number):
             return False
         with replacing_folder(folder) as temporary:
-            save_model(model, temporary / MODEL)
-            write_json(temporary / _ABOUT, {"number": number, "score": score})
+            save(temporary / MODEL)
+            write_json(temporary / _ABOUT, {"number": number, "score": score, "sha256": sha256})
+    keep_newest(root, _STUDIES_KEPT)
     return True
 
 
-def kept_model(study_run_id: str, number: int, *, root: Path = paths.TUNE_BEST) -> Path | None:
-    """The file of the model of trial ``number``; None where it isn't the one kept."""
-    kept = _kept(root / study_run_id)
-    return root / study_run_id / MODEL if kept is not None and kept[0] == number else None
+def kept_model(study_key: str, sha256: str, *, root: Path | None = None) -> Path | None:
+    """The file of the model with these weights; None where others are kept."""
+    folder = (root or paths.TUNE_BEST) / study_key
+    kept = _kept(folder)
+    return folder / MODEL if kept is not None and kept["sha256"] == sha256 else None
 
 
-def _kept(folder: Path) -> tuple[int, float] | None:
+def _kept(folder: Path) -> dict[str, Any] | None:
     try:
         verify_folder(folder)
-        about = read_json(folder / _ABOUT)
+        about: dict[str, Any] = read_json(folder / _ABOUT)
     except ProjectError:
         return None
-    return int(about["number"]), float(about["score"])
+    return about

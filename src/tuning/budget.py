@@ -1,17 +1,11 @@
-"""What a study still needs: counting, claiming the next trial, and finding the dead.
-
-Whoever claims a trial holds the database's lock from the count until the trial says which process
-runs it, so that no two workers claim the last one, and a trial that runs without saying whose it is
-was left by a killed worker.
-"""
+"""What a study still needs: where each trial stands, and whether another one may begin."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from src.tracking.processes import ProcessIdentity, is_known_dead, this_process
-from src.tuning.storage import MAX_RETRIES
+from src.tracking.processes import this_process
 
 if TYPE_CHECKING:
     import optuna
@@ -21,7 +15,11 @@ Move = Literal["claim", "wait", "stop"]
 
 PROCESS = "process"
 REASON = "reason"
+RETRY_OF = "retry_of"  # the trial that this one stands in for
+N_DEATHS = "n_deaths"  # workers that died of these values before this trial
+
 STOPPED = "stopped by hand; tried again"
+MOST_DEATHS = 4  # of workers with the same values, before they are given up
 
 
 def count(trials: "Sequence[FrozenTrial]") -> Counter[str]:
@@ -37,14 +35,43 @@ def state_of(trial: "FrozenTrial") -> str:
     name = trial.state.name.lower()
     if name != "fail":
         return name
-    reason = trial.user_attrs.get(REASON)
-    return "retried" if reason in (None, STOPPED) else "failed"
+    return "retried" if why_failed(trial) in (None, STOPPED) else "failed"
+
+
+def why_failed(trial: "FrozenTrial") -> str | None:
+    """Why a trial failed; None where it didn't, or its worker died and it is tried again."""
+    n = n_deaths(trial)
+    if _is_lost(trial) and n >= MOST_DEATHS:
+        return f"its worker died {n} times; out of memory? fewer --workers, or lower batch_size"
+    reason: str | None = trial.user_attrs.get(REASON)
+    return reason
+
+
+def n_deaths(trial: "FrozenTrial") -> int:
+    """Workers that died running these values, in this trial and in those it stands in for."""
+    return int(trial.user_attrs.get(N_DEATHS, 0)) + _is_lost(trial)
+
+
+def _is_lost(trial: "FrozenTrial") -> bool:
+    """Whether it ended without a word: every failure has a reason but the death of the worker."""
+    return trial.state.name == "FAIL" and REASON not in trial.user_attrs
+
+
+def retry_of(trial: "FrozenTrial") -> int | None:
+    """The number of the trial that this one stands in for."""
+    number: int | None = trial.user_attrs.get(RETRY_OF)
+    return number
 
 
 def n_counted(trials: "Sequence[FrozenTrial]") -> int:
     """Trials that count towards the budget: complete and pruned ones."""
     counts = count(trials)
     return counts["complete"] + counts["pruned"]
+
+
+def n_ended(trials: "Sequence[FrozenTrial]") -> int:
+    """Trials that are over for good: counted and failed ones."""
+    return n_counted(trials) + count(trials)["failed"]
 
 
 def is_spent(trials: "Sequence[FrozenTrial]", n_trials: int) -> bool:
@@ -63,44 +90,3 @@ def next_move(trials: "Sequence[FrozenTrial]", n_trials: int) -> Move:
 def sign(trial: "optuna.Trial") -> None:
     """Write into a trial which process runs it."""
     trial.set_user_attr(PROCESS, asdict(this_process()))
-
-
-def bury_dead(study: "optuna.Study") -> list[int]:
-    """End the trials whose process on this host is gone, and enqueue them anew; their numbers.
-
-    The caller holds the database's lock.
-    """
-    from optuna.trial import TrialState
-
-    buried = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        process = trial.user_attrs.get(PROCESS)
-        if process is None or is_known_dead(ProcessIdentity(**process)):
-            study.tell(trial.number, state=TrialState.FAIL)
-            try_again(study, trial)
-            buried.append(trial.number)
-    return buried
-
-
-def try_again(study: "optuna.Study", trial: "FrozenTrial") -> None:
-    """Enqueue a trial's parameters once more, at most three times."""
-    from optuna.storages import RetryHeartbeatStaleTrialCallback
-
-    if trial.params:
-        RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)(study, without_marks(trial))
-
-
-def without_marks(trial: "FrozenTrial") -> "FrozenTrial":
-    """A copy that doesn't say who ran it."""
-    from copy import deepcopy
-
-    copy = deepcopy(trial)
-    marks: dict[str, Any] = {k: v for k, v in copy.user_attrs.items() if k != PROCESS}
-    copy.user_attrs = marks
-    return copy
-
-
-def retry_of(trial: "FrozenTrial") -> int | None:
-    """The number of the trial that this one stands in for."""
-    number = trial.system_attrs.get("failed_trial")  # as RetryHeartbeatStaleTrialCallback leaves it
-    return None if number is None else int(number)

@@ -1,9 +1,9 @@
-"""What ``python -m src.tune`` does, from the study's begin to its summary."""
+"""What ``python -m src.tune`` does: search, or apply what was found."""
 
 import os
+import re
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
@@ -11,25 +11,23 @@ from src import paths
 from src.params import Params
 from src.system.errors import ProjectError
 from src.tuning import budget
-from src.tuning.identity import IDENTITY, check_same, check_same_data, study_identity
-from src.tuning.table import best_row, settings, shown, trials_table
+from src.tuning.closing import Best, best_of, nothing_found, report, summarise
+from src.tuning.identity import IDENTITY, check_applicable, check_same, study_identity
 from src.tuning.worker import Job
 
 if TYPE_CHECKING:
     import optuna
-    import pandas as pd
 
     from src.tuning.confirming import Comparison
 
-
-class NothingFound(ProjectError):
-    """No trial of the study is complete."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
 class Options:
-    """The command line, but for what it says of ``tune``."""
+    """The command line; of what it says of ``tune`` only whether a budget was given."""
 
+    trials: int | None = None
     n_workers: int = 1
     timeout_min: float | None = None
     study: str = "tune"
@@ -39,7 +37,7 @@ class Options:
     confirm: bool = False
 
 
-def search(params: Params, options: Options, log: Logger) -> None:
+def tune(params: Params, options: Options, log: Logger) -> None:
     """Begin the study or go on with it, report what it found, apply it where asked.
 
     Raises
@@ -48,51 +46,41 @@ def search(params: Params, options: Options, log: Logger) -> None:
         The study belongs to other data, code or parameters.
     NothingFound
         All trials failed or were pruned.
+    StorageError
+        The study's database can't be used.
     """
-    from src.tracking.tuning_runs import study_run
     from src.tuning.space import check_depths
-    from src.tuning.storage import shown as shown_url
-    from src.tuning.storage import storage_url
-    from src.tuning.study import KEY, begin_study, plain
+    from src.tuning.storage import reporting, storage_url
+    from src.tuning.study import begin_study, plain
 
     check_options(options)
     check_depths(params)
     url = storage_url(options.storage)
-    identity = plain(_identity(params))
-    study = begin_study(url, options.study, params, identity)
-    then = study.user_attrs[IDENTITY]
-    is_spent = budget.is_spent(study.get_trials(deepcopy=False), params.tune.n_trials)
-    if options.apply and (is_spent or options.other_data):
-        if not options.other_data:
-            check_same_data(options.study, then, identity)
-    else:
-        check_same(options.study, then, identity)
-    if options.other_data:
-        _apply(params, _best(study, params, options.study), log)
-        return
-    log.info(f"study {options.study} in {shown_url(url)}, budget {params.tune.n_trials} trials")
-    tracked = study_run(
-        options.study,
-        key=study.user_attrs[KEY],
-        params={"tune": params.tune.model_dump(), "n_workers": options.n_workers},
-        tags={"data": identity["data.content_digest"]},
-    )
-    with tracked as run_id:
-        job = _job(params, options, url, run_id)
-        if not is_spent:
-            _work(study, job, options.n_workers, log)
-        best = _best(study, params, options.study)
-        comparison = _confirmed(job, best, log) if options.confirm else None
-        _report(study, params, options, run_id, best, comparison, log)
-    _summarise(study, params, best, comparison, options, log)
+    with reporting(url):
+        identity = plain(_identity(params))
+        study = begin_study(url, options.study, params, identity)
+        is_spent = budget.is_spent(study.get_trials(deepcopy=False), params.tune.n_trials)
+        if options.other_data or (options.apply and is_spent and not options.confirm):
+            best = _applicable(study, params, identity, other_data=options.other_data)
+        else:
+            best = _search(study, params, options, url, identity, log)
     if options.apply:
-        _apply(params, best, log)
+        _apply(best, log)
+    else:
+        log.info(f"next: {_next_command(study, params, options)}, then: dvc repro")
 
 
 def check_options(options: Options) -> None:
-    """Refuse what doesn't go together."""
-    if options.other_data and not options.apply:
-        raise ProjectError("--other-data goes with --apply; see python -m src.tune --help")
+    """Refuse what doesn't go together, and names that don't fit into a file's."""
+    if options.other_data and (options.confirm or not options.apply):
+        raise ProjectError(
+            "--other-data goes with --apply, and without --confirm; see python -m src.tune --help"
+        )
+    if not _NAME.fullmatch(options.study):
+        raise ProjectError(
+            f"--study must be up to 100 letters, digits, dots, hyphens and underscores, the first "
+            f"a letter or digit (got {options.study!r})"
+        )
 
 
 def _identity(params: Params) -> dict[str, Any]:
@@ -108,7 +96,58 @@ def _identity(params: Params) -> dict[str, Any]:
     )
 
 
-def _job(params: Params, options: Options, url: str, run_id: str) -> Job:
+def _applicable(
+    study: "optuna.Study", params: Params, identity: dict[str, Any], *, other_data: bool
+) -> Best:
+    then = study.user_attrs[IDENTITY]
+    check_applicable(study.study_name, then, identity, other_data=other_data)
+    best = best_of(study, params)
+    if best is None:
+        raise nothing_found(study, params)
+    return best
+
+
+def _search(
+    study: "optuna.Study",
+    params: Params,
+    options: Options,
+    url: str,
+    identity: dict[str, Any],
+    log: Logger,
+) -> Best:
+    """Spend the budget, then report what there is, whatever happens to the confirmation."""
+    from src.tracking.tuning_runs import study_run
+    from src.tuning.storage import locked, shown
+    from src.tuning.study import KEY
+
+    check_same(options.study, study.user_attrs[IDENTITY], identity)
+    log.info(f"study {options.study} in {shown(url)}, budget {params.tune.n_trials} trials")
+    tracked = study_run(
+        options.study,
+        key=study.user_attrs[KEY],
+        params={"tune": params.tune.model_dump(), "n_workers": options.n_workers},
+        tags={"data": identity["data.content_digest"]},
+        alone=lambda: locked(url),
+    )
+    with tracked as run_id:
+        job = _job(params, options, url, study.user_attrs[KEY], run_id)
+        if not budget.is_spent(study.get_trials(deepcopy=False), params.tune.n_trials):
+            _work(study, job, options.n_workers, log)
+        best = best_of(study, params)
+        comparison: Comparison | None = None
+        try:
+            if options.confirm and best is not None:
+                comparison = _confirmed(job, best, log)
+        finally:
+            report(study, job, best, comparison, log)
+            if best is not None:
+                summarise(study, params, best, comparison, log)
+        if best is None:
+            raise nothing_found(study, params)
+    return best
+
+
+def _job(params: Params, options: Options, url: str, key: str, run_id: str) -> Job:
     n_threads = params.runtime.threads or os.cpu_count() or 1
     logs = paths.CACHE / "tune" / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -120,154 +159,66 @@ def _job(params: Params, options: Options, url: str, run_id: str) -> Job:
         n_trials=params.tune.n_trials,
         threads=max(1, n_threads // options.n_workers),
         worker=0,
+        study_key=key,
         study_run_id=run_id,
         deadline_s=None if late is None else time.time() + 60 * late,
-        log_file=str(logs / f"{options.study}-{{worker}}.log"),
+        logs=str(logs),
     )
 
 
 def _work(study: "optuna.Study", job: Job, n_workers: int, log: Logger) -> None:
-    from src.tracking.tuning_runs import close_dead
     from src.tuning.live import Watch
     from src.tuning.supervisor import Supervisor
 
     def trials() -> Any:
         return study.get_trials(deepcopy=False)
 
-    with Watch(job.params.tune, n_workers, log).shown() as watch:
-        Supervisor(job, n_workers, log=log, on_death=close_dead).run(
-            is_finished=lambda: budget.is_spent(trials(), job.n_trials),
-            watch=lambda: watch.look(trials()),
-        )
+    def close_dead() -> None:
+        _close_dead(log)
+
+    try:
+        with Watch(job.params, log).shown() as watch:
+            Supervisor(job, n_workers, log=log, on_death=close_dead).run(
+                is_finished=lambda: budget.is_spent(trials(), job.n_trials),
+                n_ended=lambda: budget.n_ended(trials()),
+                watch=lambda: watch.look(trials()),
+            )
+    finally:
+        close_dead()
 
 
-def _best(study: "optuna.Study", params: Params, name: str) -> "pd.Series":
-    table = trials_table(study.get_trials(deepcopy=False), params.tune)
-    best = best_row(table, objective=params.tune.objective)
-    if best is not None:
-        return best
-    states = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items())
-    reasons = table["reason"].dropna()
-    said = f"; the last reason: {reasons.iloc[-1]}" if len(reasons) else ""
-    raise NothingFound(
-        f"study {name} has no complete trial ({states or 'none'}){said}; narrow tune.space, or set "
-        "tune.pruner: {name: none}, and start another: --study NAME"
-    )
+def _close_dead(log: Logger) -> None:
+    from src.tracking.store import TrackingError
+    from src.tracking.tuning_runs import close_dead
+
+    try:
+        close_dead()
+    except TrackingError as error:
+        log.warning(f"{error}; runs of dead workers are closed at the next start")
 
 
-def _confirmed(job: Job, best: "pd.Series", log: Logger) -> "Comparison":
-    from dataclasses import replace
-
+def _confirmed(job: Job, best: Best, log: Logger) -> "Comparison":
     from src.tuning.confirming import N_SEEDS, confirm
 
     log.info(f"trains the best and the present setting with {N_SEEDS} seeds each")
     all_threads = job.params.runtime.threads or os.cpu_count() or 1
-    return confirm(replace(job, threads=all_threads), settings(best, job.params.tune))
+    return confirm(replace(job, threads=all_threads), best.settings)
 
 
-def _report(
-    study: "optuna.Study",
-    params: Params,
-    options: Options,
-    run_id: str,
-    best: "pd.Series",
-    comparison: "Comparison | None",
-    log: Logger,
-) -> None:
-    from src.tracking.store import TrackingError
-    from src.tracking.tuning_runs import log_study, log_trial_model
-    from src.tuning.best import kept_model
-    from src.tuning.report import importances_of, write_report
-
-    table = trials_table(study.get_trials(deepcopy=False), params.tune)
-    pictures = write_report(
-        table,
-        params.tune,
-        study=options.study,
-        best=settings(best, params.tune),
-        importances=importances_of(study),
-        confirmation=None if comparison is None else asdict(comparison),
-    )
-    counts = budget.count(study.get_trials(deepcopy=False))
-    gain = {} if comparison is None else {"confirmed_gain": comparison.gain}
-    try:
-        log_study(
-            run_id,
-            metrics={
-                "best_value": best["value"],
-                "best_trial": best["trial"],
-                **{f"n_{state}": n for state, n in counts.items()},
-                **gain,
-            },
-            tags={"best_run_id": str(best["run_id"]), "best_trial": str(best["trial"])},
-            folder=paths.TUNE_REPORT,
-            figures=pictures,
-        )
-        model = kept_model(run_id, int(best["trial"]))
-        if params.tune.log_weights == "best" and model is not None and best["run_id"]:
-            _start_quietly(params)
-            log_trial_model(str(best["run_id"]), model)
-    except TrackingError as error:
-        log.warning(f"{error}; reports/tune has the result")
-
-
-def _start_quietly(params: Params) -> None:
-    """MLflow imports TensorFlow to log a model; started here, it doesn't chat."""
-    from src.system.determinism import start_tensorflow
-
-    start_tensorflow(params.runtime.model_copy(update={"threads": 1, "device": "cpu"}), seed=0)
-
-
-def _summarise(
-    study: "optuna.Study",
-    params: Params,
-    best: "pd.Series",
-    comparison: "Comparison | None",
-    options: Options,
-    log: Logger,
-) -> None:
-    counts = budget.count(study.get_trials(deepcopy=False))
-    log.info(", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
-    found = settings(best, params.tune)
-    present: Mapping[str, Any] = {name: params.value(name) for name in found}
-    log.info(f"best: trial {best['trial']}, {params.tune.objective} {best['value']:.4f}")
-    for name, value in found.items():
-        was = "" if present[name] == value else f" (now {shown(present[name])})"
-        log.info(f"  {name}: {shown(value)}{was}")
-    log.info(_gain(study, best, comparison))
+def _next_command(study: "optuna.Study", params: Params, options: Options) -> str:
+    """The command that applies what there is now, and searches no further."""
+    trials = study.get_trials(deepcopy=False)
     name = "" if options.study == "tune" else f" --study {options.study}"
     where = "" if options.storage is None else " --storage URL"
-    if not options.apply:
-        log.info(f"next: python -m src.tune{name}{where} --apply, then: dvc repro")
-    log.info(f"{paths.TUNE_REPORT.relative_to(paths.ROOT)}/index.html shows all trials")
+    is_default = options.trials is None and budget.is_spent(trials, params.tune.n_trials)
+    n = "" if is_default else f" --trials {budget.n_counted(trials)}"
+    return f"python -m src.tune{name}{where}{n} --apply"
 
 
-def _gain(study: "optuna.Study", best: "pd.Series", comparison: "Comparison | None") -> str:
-    from src.tuning.study import PRESENT
-
-    if comparison is not None:
-        return (
-            f"gain over the present params.yaml: {comparison.gain:+.4f} "
-            f"({comparison.low:+.4f} to {comparison.high:+.4f}, 95 %, {len(comparison.seeds)} "
-            "seeds, on val, which chose it: expect less on holdout)"
-        )
-    first = [
-        trial.value
-        for trial in study.get_trials(deepcopy=False)
-        if trial.user_attrs.get(PRESENT) and trial.state.name == "COMPLETE"
-    ]
-    if not first or first[0] is None:
-        return "gain over the present params.yaml: not measured; see --confirm"
-    return (
-        f"gain over the params.yaml it began with: {best['value'] - first[0]:+.4f}, one seed; "
-        "its uncertainty: --confirm"
-    )
-
-
-def _apply(params: Params, best: "pd.Series", log: Logger) -> None:
+def _apply(best: Best, log: Logger) -> None:
     from src.tuning.applying import apply
 
-    difference = apply(paths.PARAMS, settings(best, params.tune))
+    difference = apply(paths.PARAMS, best.settings)
     if not difference:
         log.info("params.yaml has the best parameters already")
         return

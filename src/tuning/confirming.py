@@ -1,16 +1,21 @@
 """The best setting beside the present one, over several seeds, trained as the stages would."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from src import paths
 from src.params import Params
+from src.system.durable import read_json, write_json
 from src.system.errors import ProjectError
 from src.tuning.worker import Job, score, write_to
 
 N_SEEDS = 3
 CONFIDENCE = 0.95
+
+_NAME = "confirm"  # of its log file
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ def with_seed(params: Params, seed: int) -> Params:
 def confirm(job: Job, best: Mapping[str, Any]) -> Comparison:
     """Train both settings with three seeds in a process of their own; all epochs, all patches.
 
+    Scores are kept on the way: after a kill, only what is missing is trained.
+
     Raises
     ------
     ProjectError
@@ -63,49 +70,82 @@ def confirm(job: Job, best: Mapping[str, Any]) -> Comparison:
 
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(
-        target=main,
-        args=(replace(job, log_file=job.log_file.format(worker="confirm")), best, theirs),
-    )
+    process = context.Process(target=main, args=(job, best, theirs))
     process.start()
     theirs.close()
     try:
         answer = ours.recv()
     except EOFError as error:
-        raise ProjectError(f"the confirmation died; see {job.log_file}") from error
+        raise ProjectError(
+            f"the confirmation died; see {job.log_file(_NAME)}, then run it again: what it has "
+            "trained is kept"
+        ) from error
     finally:
         if process.is_alive():
             process.terminate()
         process.join()
+        ours.close()
     if isinstance(answer, str):
         raise ProjectError(answer)
     return compare(**answer)
 
 
+def seeds_after(seed: int) -> list[int]:
+    """Those that follow: with ``seed`` itself the best was chosen, which flatters it."""
+    return [seed + 1 + i for i in range(N_SEEDS)]
+
+
 def main(job: Job, best: Mapping[str, Any], pipe: Connection) -> None:
     """Train, and send the scores through ``pipe``; a text where that fails."""
-    from src.system.log import configure, get_logger
-    from src.tuning.trial import load_data, run_trial
+    from src.system.log import configure
+    from src.tuning.stopping import stop_with_parent
+
+    write_to(job.log_file(_NAME))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's affair: it sends SIGTERM
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    stop_with_parent()
+    configure(job.params.runtime.verbosity)
+    try:
+        pipe.send(_scores(job, best))
+    except ProjectError as error:
+        pipe.send(str(error))
+
+
+def _scores(job: Job, best: Mapping[str, Any]) -> dict[str, Any]:
+    from src.system.log import get_logger
+    from src.tuning.trial import load_data, result_key, run_trial
     from src.tuning.worker import start_for
 
-    write_to(job.log_file)
-    configure(job.params.runtime.verbosity)
-    log = get_logger("tune")
-    try:
-        search = load_data(subset=None, seed=0)
-        environment = start_for(job)
-        seeds = [job.params.finetune.seed + i for i in range(N_SEEDS)]
-        scores: dict[str, list[float]] = {"present": [], "best": []}
-        for seed in seeds:
-            for name, params in (("present", job.params), ("best", job.params.with_values(best))):
-                result = run_trial(
-                    with_seed(params, seed),
+    search = load_data(subset=None, seed=0)
+    environment = start_for(job)
+
+    def train(params: Params) -> float:
+        key = result_key(params, search, environment, sections=("model", "train", "finetune"))
+        return kept_score(
+            f"{key[:32]}-{params.tune.objective}",
+            lambda: score(
+                run_trial(
+                    params,
                     search,
                     environment=environment,
                     on_epoch=lambda _: None,
-                    log=log,
-                )
-                scores[name].append(score(result.fit, params.tune.objective))
-        pipe.send({"seeds": seeds, **scores})
-    except ProjectError as error:
-        pipe.send(str(error))
+                    log=get_logger("tune"),
+                ).fit,
+                params.tune.objective,
+            ),
+        )
+
+    seeds = seeds_after(job.params.finetune.seed)
+    scores: dict[str, list[float]] = {"present": [], "best": []}
+    for seed in seeds:
+        for name, params in (("present", job.params), ("best", job.params.with_values(best))):
+            scores[name].append(train(with_seed(params, seed)))
+    return {"seeds": seeds, **scores}
+
+
+def kept_score(key: str, train: Callable[[], float]) -> float:
+    """The score kept under ``key``; trained now, and kept, where there is none."""
+    file = paths.TUNE_CONFIRMED / f"{key}.json"
+    if not file.exists():
+        write_json(file, {"score": train()})
+    return float(read_json(file)["score"])

@@ -1,6 +1,6 @@
 """What a study belongs to: data, code, and the parameters that its space leaves alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from src.params import Params
@@ -67,25 +67,39 @@ def check_same(study: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> N
     """
     found = differences(then, now)
     if found:
-        more = len(found) - _MOST_NAMED
-        named = ", ".join(found[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
         raise OtherStudy(
-            f"study {study} can't go on: since it began these changed: {named}; "
+            f"study {study} can't go on: since it began these changed: {_listed(found)}; "
             "change them back, or start another: --study NAME"
         )
 
 
-def check_same_data(study: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to apply the best parameters of other data.
+def check_applicable(
+    study: str, then: Mapping[str, Any], now: Mapping[str, Any], *, other_data: bool = False
+) -> None:
+    """Refuse to apply the best parameters of other data, or by another objective or space.
+
+    Other code and other fixed parameters are no reason: the best are the best of what was searched.
 
     Raises
     ------
     OtherStudy
-        Says so, and how to insist.
+        Says so, and how to go on.
     """
-    found = [name for name in now if name.startswith("data.") and then.get(name) != now[name]]
-    if found:
+    found = differences(then, now)
+    searched = [d for d in found if d.startswith(("tune.objective", "tune.space."))]
+    if searched:
         raise OtherStudy(
-            f"study {study} belongs to other data ({', '.join(found)} changed); run a new one: "
+            f"study {study} searched for something else: {_listed(searched)} changed since; "
+            "change it back, or run a new one: --study NAME"
+        )
+    data = [d for d in found if d.startswith("data.")]
+    if data and not other_data:
+        raise OtherStudy(
+            f"study {study} belongs to other data ({', '.join(data)} changed); run a new one: "
             "--study NAME, or apply it all the same: --apply --other-data"
         )
+
+
+def _listed(found: Sequence[str]) -> str:
+    more = len(found) - _MOST_NAMED
+    return ", ".join(found[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -2,15 +2,15 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import Logger
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from src.params import TuneParams
+from src.params import Params
 from src.tuning import budget
-from src.tuning.space import values_of
-from src.tuning.table import shown
+from src.tuning.space import trial_values
+from src.tuning.table import best_trial, shown
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -23,9 +23,9 @@ _ROWS = 20  # the newest trials; the best is named below them
 class Watch:
     """Told of all trials now and then; shows what changed."""
 
-    def __init__(self, tune: TuneParams, n_workers: int, log: Logger) -> None:
-        self._tune = tune
-        self._n_workers = n_workers
+    def __init__(self, params: Params, log: Logger) -> None:
+        self._params = params
+        self._tune = params.tune
         self._log = log
         self._states: dict[int, str] = {}
         self._started = time.monotonic()
@@ -59,14 +59,14 @@ class Watch:
                     self._log.info(f"{self._line(trial, state)}; {self.summary(trials)}")
 
     def _line(self, trial: "FrozenTrial", state: str) -> str:
-        reason = trial.user_attrs.get(budget.REASON)
+        reason = budget.why_failed(trial)
         said = f" ({reason})" if state == "failed" and reason else ""
         return f"trial {trial.number} {state}{said}: {self._values(trial)}{_score(trial)}"
 
     def _values(self, trial: "FrozenTrial") -> str:
-        if not set(self._tune.space) <= set(trial.params):
+        values = trial_values(self._tune.space, trial)
+        if values is None:
             return "not drawn yet"
-        values = values_of(self._tune.space, trial.params)
         return ", ".join(f"{name} {shown(value)}" for name, value in values.items())
 
     def summary(self, trials: "Sequence[FrozenTrial]") -> str:
@@ -84,30 +84,29 @@ class Watch:
         return f", about {left * (time.monotonic() - self._started) / done:,.0f} s left"
 
     def _best(self, trials: "Sequence[FrozenTrial]") -> "FrozenTrial | None":
-        complete = [t for t in trials if t.state.name == "COMPLETE" and t.value is not None]
-        sign = 1 if self._tune.objective == "val_auroc" else -1
-        return max(complete, key=lambda t: sign * (t.value or 0.0), default=None)
+        return best_trial(trials, objective=self._tune.objective)
+
+    def _epochs(self, trial: "FrozenTrial", values: Mapping[str, Any]) -> str:
+        n = len(trial.intermediate_values)
+        of = self._tune.epochs or values.get("finetune.epochs", self._params.finetune.epochs)
+        return f"{n}/{of}" if n else ""
 
     def table(self, trials: "Sequence[FrozenTrial]") -> "Table":
         """The newest trials: parameters, epoch, score, state."""
         from rich.table import Table
 
-        epochs = self._tune.epochs
         table = Table(caption=self.summary(trials))
         for name in ("trial", *self._tune.space, "epoch", self._tune.objective, "state"):
             table.add_column(name, overflow="fold")
         best = self._best(trials)
         for trial in trials[-_ROWS:]:
-            is_drawn = set(self._tune.space) <= set(trial.params)
-            values = values_of(self._tune.space, trial.params) if is_drawn else {}
-            n = len(trial.intermediate_values)
-            of = "" if epochs is None else f"/{epochs}"
+            values = trial_values(self._tune.space, trial) or {}
             state = budget.state_of(trial)
             is_best = best is not None and trial.number == best.number
             table.add_row(
                 str(trial.number),
                 *(shown(values[name]) if values else "" for name in self._tune.space),
-                f"{n}{of}" if n else "",
+                self._epochs(trial, values),
                 _number(trial),
                 f"{state} (best)" if is_best else state,
                 style="bold" if is_best else "",

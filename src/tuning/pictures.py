@@ -177,12 +177,8 @@ def positions(column: "pd.Series", tune: TuneParams, name: str) -> "NDArray[np.f
     dimension = tune.space[name]
     if isinstance(dimension, Choice):
         places: list[Any] = list(dimension.choice)
-        return np.array([places.index(_plain(value)) for value in column], float)
+        return np.array([places.index(value) for value in column], float)
     return column.to_numpy(float)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
 
 
 def _unit(values: "NDArray[np.float64]", tune: TuneParams, name: str) -> "NDArray[np.float64]":

@@ -5,14 +5,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from src.model.backbone import BACKBONES
-from src.params import Choice, Dimension, LogRange, Params
+from src.params import Choice, Dimension, LinearRange, LogRange, Params, ParamsError
 from src.system.errors import ProjectError
 
 if TYPE_CHECKING:
     from optuna import Trial
     from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
 
 Space = Mapping[str, Dimension]
+
+PRESENT = "present"  # marks the trial that has the values of params.yaml, to every digit
 
 _DIGITS = 3  # significant ones of a number drawn from a range: what is trained is what is applied
 
@@ -59,36 +62,65 @@ def draw(trial: "Trial", space: Space) -> dict[str, Any]:
             trial.suggest_int(name, distribution.low, distribution.high)
         elif isinstance(distribution, FloatDistribution):
             trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
-    return values_of(space, trial.params)
+    return values_of(space, trial.params, exact=PRESENT in trial.user_attrs)
 
 
-def values_of(space: Space, drawn: Mapping[str, Any]) -> dict[str, Any]:
-    """What Optuna drew, as values of parameters; numbers from a range have 3 significant digits."""
-    return {name: _value(space[name], drawn[name]) for name in space}
+def values_of(space: Space, drawn: Mapping[str, Any], *, exact: bool = False) -> dict[str, Any]:
+    """What Optuna drew, as values of parameters.
+
+    Numbers from a range have 3 significant digits, unless ``exact``: they weren't drawn then.
+    """
+    return {name: _value(space[name], drawn[name], exact=exact) for name in space}
 
 
-def _value(dimension: Dimension, drawn: Any) -> Any:
+def _value(dimension: Dimension, drawn: Any, *, exact: bool) -> Any:
     if isinstance(dimension, Choice):
         return next(value for value in dimension.choice if _label(value) == drawn)
-    if isinstance(drawn, int):
+    if exact or isinstance(drawn, int):
         return drawn
     low, high = map(float, dimension.ends)  # type: ignore[arg-type]  # a range's ends are numbers
     return min(max(float(f"{drawn:.{_DIGITS}g}"), low), high)
 
 
-def drawn_from(space: Space, values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """``values`` as Optuna would have drawn them; None where one lies outside the space."""
-    drawn = {name: _label(values[name]) for name in space}
-    return drawn if all(_is_in(space[name], drawn[name]) for name in space) else None
+def trial_values(space: Space, trial: "FrozenTrial") -> dict[str, Any] | None:
+    """The values a trial was run with; None where not all were drawn yet."""
+    if not set(space) <= set(trial.params):
+        return None
+    return values_of(space, trial.params, exact=PRESENT in trial.user_attrs)
 
 
-def _is_in(dimension: Dimension, label: Any) -> bool:
-    if isinstance(dimension, Choice):
-        return label in [_label(value) for value in dimension.choice]
-    if isinstance(label, bool) or not isinstance(label, int | float):
+def present_as_drawn(params: Params) -> dict[str, Any] | None:
+    """The present parameters as Optuna would have drawn them; None where the space lacks one."""
+    drawn = {}
+    for name, dimension in params.tune.space.items():
+        value = params.value(name)
+        if isinstance(dimension, Choice):
+            same = [c for c in dimension.choice if _means(params, name, c, value)]
+            if not same:
+                return None
+            drawn[name] = _label(same[0])
+        elif _is_in(dimension, value):
+            drawn[name] = value
+        else:
+            return None
+    return drawn
+
+
+def _means(params: Params, name: str, choice: Any, value: Any) -> bool:
+    """Whether a choice, read as ``params.yaml`` is, gives the value: 1 is 1.0 there."""
+    try:
+        return bool(params.with_values({name: choice}).value(name) == value)
+    except ParamsError:
+        return False  # not allowed beside the present values of others
+
+
+def _is_in(dimension: LogRange | LinearRange, value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if all(isinstance(end, int) for end in dimension.ends) and value != int(value):
         return False
     low, high = map(float, dimension.ends)  # type: ignore[arg-type]  # a range's ends are numbers
-    return low <= label <= high
+    return low <= value <= high
 
 
 def _label(value: Any) -> Any:

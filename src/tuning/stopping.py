@@ -27,7 +27,7 @@ class StopSignal:
         """Take SIGTERM, leave Ctrl-C to the parent, and watch the parent."""
         signal.signal(signal.SIGTERM, self._take)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=_stop_with_parent, daemon=True).start()
+        stop_with_parent()
 
     def _take(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.is_set = True
@@ -57,7 +57,12 @@ class StopSignal:
             raise Stopped
 
 
-def _stop_with_parent() -> None:
+def stop_with_parent() -> None:
+    """Send this process SIGTERM when its parent is gone, and end it a minute later."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = parent_process()
     if parent is None:
         return

@@ -1,9 +1,9 @@
 """Where studies are kept: SQLite by default, PostgreSQL by URL; created once, locked for claims."""
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import paths
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S = 15
 STALE_AFTER_S = 120  # a worker elsewhere that was silent so long is gone
-MAX_RETRIES = 3
 
 _SQLITE = "sqlite:///"
 _POSTGRESQL = re.compile(r"^postgres(ql)?(\+\w+)?://")
@@ -29,20 +28,38 @@ class StorageError(ProjectError):
 def storage_url(given: str | None) -> str:
     """The database's URL for SQLAlchemy; None means ``tune.db`` at the project's root.
 
+    A SQLite file is named by its whole path, however it was given: one database, one URL.
+
     Raises
     ------
     StorageError
-        It is neither SQLite nor PostgreSQL.
+        It is neither a SQLite file nor PostgreSQL.
     """
     if given is None:
         return f"{_SQLITE}{paths.TUNE_DB}"
     if given.startswith(_SQLITE):
-        return given
+        return f"{_SQLITE}{_file_of(given).resolve()}"
     if _POSTGRESQL.match(given):
         return _POSTGRESQL.sub("postgresql+psycopg://", given)
     raise StorageError(
         f"storage must be sqlite:///FILE or postgresql://USER@HOST/DATABASE (got {shown(given)})"
     )
+
+
+def _file_of(url: str) -> Path:
+    """The file of a SQLite database."""
+    name = url.removeprefix(_SQLITE)
+    if not name or name.startswith((":", "file:")) or "?" in name:
+        raise StorageError(
+            f"storage {url} must name a file that all workers open, as in sqlite:///studies.db"
+        )
+    path = Path(name)
+    if not path.parent.is_dir():
+        raise StorageError(
+            f"storage {url}: there is no folder {path.parent.resolve()}; create it, or check "
+            "--storage"
+        )
+    return path
 
 
 def shown(url: str) -> str:
@@ -53,14 +70,12 @@ def shown(url: str) -> str:
 def open_storage(url: str) -> "RDBStorage":
     """Open the database; the first caller creates its tables, others wait.
 
-    Trials whose worker fell silent are tried again, at most three times.
-
     Raises
     ------
     StorageError
         It can't be reached, or the driver for PostgreSQL isn't installed.
     """
-    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+    from optuna.storages import RDBStorage
 
     _quieten()
     with reporting(url), locked(url):
@@ -69,20 +84,18 @@ def open_storage(url: str) -> "RDBStorage":
             engine_kwargs=_engine_options(url),
             heartbeat_interval=HEARTBEAT_S,
             grace_period=STALE_AFTER_S,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),
         )
 
 
 def _engine_options(url: str) -> dict[str, Any]:
-    """How SQLAlchemy connects: waits for SQLite's lock; leaves no PostgreSQL connection idle.
+    """How SQLAlchemy connects: waits for SQLite's lock, and leaves no connection idle.
 
     A pool would keep connections open until the process ends, however long a trial trains.
     """
     from sqlalchemy import NullPool
 
-    if url.startswith(_SQLITE):
-        return {"connect_args": {"timeout": 60}}
-    return {"poolclass": NullPool}
+    options: dict[str, Any] = {"poolclass": NullPool}
+    return {**options, "connect_args": {"timeout": 60}} if url.startswith(_SQLITE) else options
 
 
 def open_study(
@@ -116,12 +129,17 @@ def locked(url: str) -> Iterator[Callable[[], None]]:
 
 
 def _file_lock(url: str) -> Callable[[], None]:
+    """A lock beside the database: who opens the same file takes the same lock."""
     from filelock import FileLock
 
-    paths.TUNE_LOCKS.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(url.encode()).hexdigest()[:32]
-    lock = FileLock(paths.TUNE_LOCKS / f"{name}.lock", timeout=_LOCK_TIMEOUT_S)
-    lock.acquire()
+    lock = FileLock(f"{_file_of(url)}.lock", timeout=_LOCK_TIMEOUT_S)
+    try:
+        lock.acquire()
+    except OSError as error:  # not writable, or held for minutes
+        raise StorageError(
+            f"study storage {url} can't be locked: {error}; check --storage, or end the process "
+            "that holds it"
+        ) from error
 
     def release() -> None:
         lock.release()
@@ -135,7 +153,11 @@ def _advisory_lock(url: str) -> Callable[[], None]:
 
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
     connection = engine.connect()
-    connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(hashtext('hcd.tune'))"))
+    try:
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(hashtext('hcd.tune'))"))
+    except BaseException:
+        connection.close()
+        raise
 
     def release() -> None:
         connection.close()  # again is harmless
@@ -146,17 +168,24 @@ def _advisory_lock(url: str) -> Callable[[], None]:
 @contextmanager
 def reporting(url: str) -> Iterator[None]:
     """Turn what the database raises into one line that names it and the way out."""
+    from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (SQLAlchemyError, OSError, ModuleNotFoundError) as error:
-        cause = shown(" ".join(str(getattr(error, "orig", error)).split())[:200])
-        driver = isinstance(error, ModuleNotFoundError)
-        way_out = "pip install 'psycopg[binary]'" if driver else "start it, or check --storage"
-        raise StorageError(
-            f"study storage {shown(url)} can't be used: {cause}; {way_out}"
-        ) from error
+    except ModuleNotFoundError as error:
+        if error.name != "psycopg":
+            raise
+        raise _unusable(url, error, "pip install 'psycopg[binary]'") from error
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise _unusable(url, error, "start it, or check --storage") from error
+
+
+def _unusable(url: str, error: Exception, way_out: str) -> StorageError:
+    # Optuna wraps SQLAlchemy's error, which wraps the driver's: that one says what is wrong
+    source = error.__cause__ or error
+    cause = shown(" ".join(str(getattr(source, "orig", source)).split())[:200])
+    return StorageError(f"study storage {shown(url)} can't be used: {cause}; {way_out}")
 
 
 def _quieten() -> None:

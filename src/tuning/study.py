@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.samplers import TPESampler
 
-PRESENT = "present"
 KEY = "key"  # tells a study from one of its name that was deleted
 
 
@@ -69,10 +68,9 @@ def begin_study(url: str, name: str, params: Params, identity: Mapping[str, Any]
         if IDENTITY not in study.user_attrs:
             study.set_user_attr(KEY, uuid.uuid4().hex)
             study.set_user_attr(IDENTITY, plain(identity))
-            present = {dimension: params.value(dimension) for dimension in params.tune.space}
-            drawn = space.drawn_from(params.tune.space, present)
+            drawn = space.present_as_drawn(params)
             if drawn is not None:
-                study.enqueue_trial(drawn, user_attrs={PRESENT: True})
+                study.enqueue_trial(drawn, user_attrs={space.PRESENT: True})
     return study
 
 

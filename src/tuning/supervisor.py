@@ -10,11 +10,15 @@ from multiprocessing.process import BaseProcess
 
 from src.system.errors import ProjectError
 from src.tuning import worker
+from src.tuning.budget import MOST_DEATHS
 from src.tuning.worker import Job
 
 _LOOK_EVERY_S = 0.5
 _TIME_TO_STOP_S = 60.0
-_DEATHS_A_WORKER = 3
+# without a trial's end between them; the trial that kills its workers is given up before
+_DEATHS_A_WORKER = MOST_DEATHS + 1
+
+Main = Callable[[Job, Connection], None]
 
 
 class WorkersFailed(ProjectError):
@@ -29,65 +33,96 @@ class _Worker:
 
 
 class Supervisor:
-    """Keeps ``n_workers`` processes at work on a study."""
+    """Keeps ``n_workers`` processes at work on a study.
 
-    def __init__(self, job: Job, n_workers: int, *, log: Logger, on_death: Callable[[], None]):
-        self._jobs = [
-            replace(job, worker=i, log_file=job.log_file.format(worker=i)) for i in range(n_workers)
-        ]
+    Parameters
+    ----------
+    on_death : called after each, to close what the dead left open
+    main : what a worker does
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        n_workers: int,
+        *,
+        log: Logger,
+        on_death: Callable[[], None],
+        main: Main = worker.main,
+    ) -> None:
+        self._jobs = [replace(job, worker=i) for i in range(n_workers)]
         self._log = log
         self._on_death = on_death
-        self._deaths_left = _DEATHS_A_WORKER * n_workers
+        self._main = main
+        self._n_deaths = 0
+        self._n_ended = 0
         self._workers: list[_Worker] = []
 
-    def run(self, *, is_finished: Callable[[], bool], watch: Callable[[], None]) -> None:
+    def run(
+        self,
+        *,
+        is_finished: Callable[[], bool],
+        n_ended: Callable[[], int],
+        watch: Callable[[], None],
+    ) -> None:
         """Work until ``is_finished`` or no worker has anything left to do; ``watch`` is called
-        twice a second.
+        twice a second. ``n_ended`` counts the trials that are over: while it grows, workers may
+        die.
 
         Raises
         ------
         WorkersFailed
             One says what is wrong, or they die again and again.
         """
-        self._workers = [_start(job) for job in self._jobs]
+        self._n_ended = n_ended()
         try:
+            for job in self._jobs:
+                self._start(job)
             while self._workers:
                 time.sleep(_LOOK_EVERY_S)
                 watch()
-                self._replace_ended(is_finished)
+                self._replace_ended(is_finished, n_ended)
             watch()
         except BaseException:
             self.stop()
             raise
 
-    def _replace_ended(self, is_finished: Callable[[], bool]) -> None:
+    def _start(self, job: Job) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=self._main, args=(job, theirs))
+        process.start()
+        theirs.close()
+        self._workers.append(_Worker(job, process, ours))
+
+    def _replace_ended(self, is_finished: Callable[[], bool], n_ended: Callable[[], int]) -> None:
         for ended in [w for w in self._workers if not w.process.is_alive()]:
             ended.process.join()
             self._workers.remove(ended)
-            code = ended.process.exitcode
-            if code == 0:
-                is_late = ended.job.deadline_s is not None and time.time() >= ended.job.deadline_s
-                if not is_late and not is_finished():  # it had run as many trials as one should
-                    self._workers.append(_start(ended.job))
-                continue
-            self._mourn(ended, code)
-            if not is_finished():
-                self._workers.append(_start(ended.job))
+            code, last_words = ended.process.exitcode, _last_words(ended.pipe)
+            if code != 0:
+                self._mourn(ended.job, code, last_words, n_ended())
+            if (
+                not ended.job.is_late() and not is_finished()
+            ):  # or it had run as many trials as one should
+                self._start(ended.job)
 
-    def _mourn(self, ended: _Worker, code: int | None) -> None:
-        if ended.pipe.poll():
-            raise WorkersFailed(ended.pipe.recv())
+    def _mourn(self, job: Job, code: int | None, last_words: str | None, n_ended: int) -> None:
+        if last_words is not None:
+            raise WorkersFailed(last_words)
         self._on_death()
-        self._deaths_left -= 1
+        if n_ended > self._n_ended:
+            self._n_ended, self._n_deaths = n_ended, 0
+        self._n_deaths += 1
         how = (
             f"was killed by signal {-code}" if code is not None and code < 0 else f"ended ({code})"
         )
-        if self._deaths_left < 0:
+        if self._n_deaths > _DEATHS_A_WORKER * len(self._jobs):
             raise WorkersFailed(
                 f"workers die again and again, the last one {how}; is there enough memory? see "
-                f"{ended.job.log_file}, and try fewer --workers"
+                f"{job.log_file(str(job.worker))}, and try fewer --workers"
             )
-        self._log.warning(f"worker {ended.job.worker} {how}; another one takes over")
+        self._log.warning(f"worker {job.worker} {how}; another one takes over")
 
     def stop(self) -> None:
         """Ask all workers to stop, and end those that don't."""
@@ -103,10 +138,11 @@ class Supervisor:
         self._workers = []
 
 
-def _start(job: Job) -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=worker.main, args=(job, theirs))
-    process.start()
-    theirs.close()
-    return _Worker(job, process, ours)
+def _last_words(pipe: Connection) -> str | None:
+    """What a worker sent before it ended; None where it was killed: its pipe is at its end."""
+    try:
+        return str(pipe.recv()) if pipe.poll() else None
+    except EOFError:
+        return None
+    finally:
+        pipe.close()

@@ -1,11 +1,11 @@
 """A study's trials as a table, and what is read off it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from src.params import TuneParams
 from src.tuning import budget
-from src.tuning.space import values_of
+from src.tuning.space import trial_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,17 +18,22 @@ def trials_table(trials: "Sequence[FrozenTrial]", tune: TuneParams) -> "pd.DataF
     """One row a trial, in order of number: :data:`COLUMNS`, then a column a dimension.
 
     ``value`` is the objective at the kept epoch, of a pruned trial at its last one; NaN where there
-    is none. ``epochs`` are those reported, ``seconds`` wall time.
+    is none. ``epochs`` are those reported, ``seconds`` wall time. The dimensions' columns hold the
+    values as they are; None too where none was drawn.
     """
     import pandas as pd
 
-    rows = [_row(trial, tune) for trial in trials]
-    return pd.DataFrame(rows, columns=[*COLUMNS, *tune.space])
+    table = pd.DataFrame([_row(trial) for trial in trials], columns=COLUMNS)
+    drawn = [trial_values(tune.space, trial) or {} for trial in trials]
+    for name in tune.space:
+        # as objects: pandas would turn null into NaN, and a whole number beside it into 2.0
+        values = [each.get(name) for each in drawn]
+        table[name] = pd.Series(values, index=table.index, dtype=object)
+    return table
 
 
-def _row(trial: "FrozenTrial", tune: TuneParams) -> dict[str, Any]:
+def _row(trial: "FrozenTrial") -> dict[str, Any]:
     duration = trial.duration
-    is_drawn = set(tune.space) <= set(trial.params)
     return {
         "trial": trial.number,
         "state": budget.state_of(trial),
@@ -37,8 +42,7 @@ def _row(trial: "FrozenTrial", tune: TuneParams) -> dict[str, Any]:
         "seconds": None if duration is None else duration.total_seconds(),
         "retry_of": budget.retry_of(trial),
         "run_id": trial.user_attrs.get("run_id"),
-        "reason": trial.user_attrs.get(budget.REASON),
-        **(values_of(tune.space, trial.params) if is_drawn else {}),
+        "reason": budget.why_failed(trial),
     }
 
 
@@ -66,13 +70,11 @@ def best_so_far(table: "pd.DataFrame", *, objective: str) -> "pd.Series":
     return best.ffill()
 
 
-def settings(row: "pd.Series | Mapping[str, Any]", tune: TuneParams) -> dict[str, Any]:
-    """The values of a row's dimensions, as plain Python."""
-    found = {}
-    for name in tune.space:
-        value = row[name]
-        found[name] = value.item() if hasattr(value, "item") else value
-    return found
+def best_trial(trials: "Sequence[FrozenTrial]", *, objective: str) -> "FrozenTrial | None":
+    """As :func:`best_row`, the trial itself."""
+    sign = 1 if objective == "val_auroc" else -1
+    complete = [t for t in trials if t.state.name == "COMPLETE" and t.value is not None]
+    return max(complete, key=lambda t: sign * (t.value or 0.0), default=None)
 
 
 def shown(value: Any) -> str:

@@ -22,6 +22,7 @@ from src.params import FinetuneParams, Params, TrainParams
 from src.system.code import training_code_digest
 from src.system.determinism import Environment
 from src.system.durable import IntegrityError
+from src.tuning.tidying import keep_newest, mark_used
 
 if TYPE_CHECKING:
     import keras
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 OnEpoch = Callable[["Epoch"], None]
 
 _CHANGES_ROUNDING = {"xla", "mixed_precision"}
+_HEADS_KEPT = 16  # of a big ResNet 100 MB each
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,16 @@ def ensure_head(
 
     from src.system.durable import verify_folder
 
-    folder = heads / _head_key(params, search, environment)[:32]
+    key = result_key(params, search, environment, sections=("model", "train"))
+    folder = heads / key[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         try:
             verify_folder(folder)
         except IntegrityError:
             _fit_head(params, search, environment, folder, log)
+        mark_used(folder)
+    keep_newest(heads, _HEADS_KEPT)
     return folder
 
 
@@ -183,10 +188,13 @@ def _fit_head(
     save_phase(folder, classifier, fit=fitted.facts, timing=fitted.timing, run={})
 
 
-def _head_key(params: Params, search: SearchData, environment: Environment) -> str:
+def result_key(
+    params: Params, search: SearchData, environment: Environment, *, sections: tuple[str, ...]
+) -> str:
+    """SHA-256 of all that a result of these sections of ``params`` depends on."""
     return work_key(
         {
-            "params": params.sections("model", "train"),
+            "params": params.sections(*sections),
             "dtype": params.cache.dtype,
             "data": search.digest,
             "environment": dict(environment),

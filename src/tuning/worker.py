@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from src.params import Params
 from src.system.errors import ProjectError
 from src.tuning import budget
-from src.tuning.claiming import claim_and_run
+from src.tuning.claiming import claim_and_run, reason_of
 from src.tuning.stopping import Stopped, StopSignal
+from src.tuning.storage import reporting
 
 if TYPE_CHECKING:
     import optuna
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from src.tracking.tuning_runs import TrialRun
     from src.tuning.trial import TrialResult
 
-_LONGEST_REASON = 300
+WEIGHTS = "final_weights_sha256"
+
 _TRIALS_A_PROCESS = 25  # TensorFlow's memory grows from trial to trial
 
 
@@ -45,10 +47,11 @@ class Job:
     params : as in ``params.yaml``, with what the command line changed
     n_trials : budget of the study
     threads : for TensorFlow
-    worker : number of this worker, from 0; part of its sampler's seed
+    worker : number of this worker, from 0
+    study_key : tells the study from others of its name
     study_run_id : MLflow's parent run
     deadline_s : Unix time after which no trial begins; None = never
-    log_file : what the worker has to say
+    logs : folder for what the workers have to say
     """
 
     study: str
@@ -57,21 +60,31 @@ class Job:
     n_trials: int
     threads: int
     worker: int
+    study_key: str
     study_run_id: str
     deadline_s: float | None
-    log_file: str
+    logs: str
+
+    def log_file(self, who: str) -> str:
+        """Where ``who`` writes, a worker's number or a name."""
+        return str(Path(self.logs) / f"{self.study}-{who}.log")
+
+    def is_late(self) -> bool:
+        """Whether no trial begins any more."""
+        return self.deadline_s is not None and time.time() >= self.deadline_s
 
 
 def main(job: Job, pipe: Connection) -> None:
     """Run trials until the study is finished; what went wrong for good is sent through ``pipe``."""
     from src.system.log import configure, get_logger
 
-    write_to(job.log_file)
+    write_to(job.log_file(str(job.worker)))
     stop = StopSignal()
     stop.install()
     configure(job.params.runtime.verbosity)
     try:
-        _Worker(job, stop, get_logger("tune")).work()
+        with reporting(job.url):
+            _Worker(job, stop, get_logger("tune")).work()
     except (Stopped, KeyboardInterrupt):
         raise SystemExit(143) from None
     except ProjectError as error:
@@ -108,24 +121,25 @@ class _Worker:
             self.job.url,
             self.params.tune,
             n_trials=self.job.n_trials,
-            run=lambda trial, values: self._run(trial, trial_params(self.params, values)),
-            is_over=lambda: self.stop.is_set or self._is_late(),
+            run=self._run,
+            is_over=lambda: self.stop.is_set or self.job.is_late(),
             at_most=_TRIALS_A_PROCESS,
         )
 
-    def _is_late(self) -> bool:
-        return self.job.deadline_s is not None and time.time() >= self.job.deadline_s
-
-    def _run(self, trial: "optuna.Trial", params: Params) -> float:
+    def _run(self, trial: "optuna.Trial", values: Mapping[str, Any]) -> float:
         """Train, and say in Optuna and MLflow how it ended; the trial's score."""
         import optuna
 
-        run = self._begin_run(trial, params)
+        from src.tracking.tuning_runs import TrialRun
+
+        run = TrialRun(self.log)
         try:
+            params = trial_params(self.params, values)
+            self._begin(run, trial, params)
             with self.stop.interrupting():
                 result = self._train(trial, params, run)
+            value = self._finish(run, trial, result)
         except Stopped:
-            budget.try_again(self.study, _frozen(trial))
             trial.set_user_attr(budget.REASON, budget.STOPPED)
             run.end("killed", reason=budget.STOPPED)
             raise KeyboardInterrupt from None  # Optuna ends the trial and passes it on
@@ -135,20 +149,11 @@ class _Worker:
         except Exception as error:
             reason = reason_of(error)
             self.log.warning(f"trial {trial.number} failed: {reason}", exc_info=True)
-            trial.set_user_attr(budget.REASON, reason)
             run.end("failed", reason=reason)
             raise
-        value = score(result.fit, self.params.tune.objective)
-        for name in ("final_weights_sha256", "best_epoch"):
-            trial.set_user_attr(name, result.fit[name])
-        self._keep_weights(trial, result, value, run)
-        run.end("complete", fit=result.fit, value=value)
         return value
 
-    def _begin_run(self, trial: "optuna.Trial", params: Params) -> "TrialRun":
-        from src.tracking.tuning_runs import TrialRun
-
-        run = TrialRun(self.log)
+    def _begin(self, run: "TrialRun", trial: "optuna.Trial", params: Params) -> None:
         run.begin(
             self._record(params),
             study=self.job.study,
@@ -157,7 +162,14 @@ class _Worker:
             retry_of=budget.retry_of(_frozen(trial)),
         )
         trial.set_user_attr("run_id", run.run_id)
-        return run
+
+    def _finish(self, run: "TrialRun", trial: "optuna.Trial", result: "TrialResult") -> float:
+        value = score(result.fit, self.params.tune.objective)
+        for name in (WEIGHTS, "best_epoch"):
+            trial.set_user_attr(name, result.fit[name])
+        self._keep_weights(trial, result, value, run)
+        run.end("complete", fit=result.fit, value=value)
+        return value
 
     def _train(self, trial: "optuna.Trial", params: Params, run: "TrialRun") -> "TrialResult":
         from src.tuning.trial import run_trial
@@ -174,18 +186,36 @@ class _Worker:
     def _keep_weights(
         self, trial: "optuna.Trial", result: "TrialResult", value: float, run: "TrialRun"
     ) -> None:
+        """What doesn't go to disk costs a warning: the trial's score stands."""
+        try:
+            self._save_weights(trial, result, value, run)
+        except Exception as error:
+            self.log.warning(
+                f"the weights of trial {trial.number} aren't kept: {reason_of(error)}",
+                exc_info=True,
+            )
+
+    def _save_weights(
+        self, trial: "optuna.Trial", result: "TrialResult", value: float, run: "TrialRun"
+    ) -> None:
         from src.model.saving import save_model
         from src.tuning.best import keep_if_best
 
-        which = self.params.tune.log_weights
+        which, sha256 = self.params.tune.log_weights, str(result.fit[WEIGHTS])
         if which == "best":
             better = value if self.params.tune.objective == "val_auroc" else -value
-            keep_if_best(self.job.study_run_id, result.model, number=trial.number, score=better)
+            keep_if_best(
+                self.job.study_key,
+                lambda file: save_model(result.model, file),
+                number=trial.number,
+                score=better,
+                sha256=sha256,
+            )
         elif which == "all":
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "model.keras"
                 save_model(result.model, file)
-                run.log_weights(file)
+                run.log_weights(file, sha256)
 
     def _record(self, params: Params) -> "RunRecord":
         from src.data.identity import dataset_identity, split_kind
@@ -229,16 +259,6 @@ def trial_params(params: Params, values: Mapping[str, Any]) -> Params:
 def score(fit: Mapping[str, Any], objective: str) -> float:
     """The objective at the epoch whose weights are kept."""
     return float(fit["history"][fit["best_epoch"] - 1][objective])
-
-
-def reason_of(error: Exception) -> str:
-    """Why a trial failed, in one line."""
-    text = " ".join(str(error).split())[:_LONGEST_REASON]
-    if isinstance(error, ProjectError):
-        return text
-    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
-        return f"out of memory: {text}; fewer --workers, or lower finetune.batch_size"
-    return f"{type(error).__name__}: {text}"
 
 
 def _last_value(trial: "optuna.Trial") -> float:

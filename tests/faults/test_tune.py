@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from src import paths
-from src.system.durable import read_json
+from src.system.durable import read_json, write_manifest
 from src.tuning import budget
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.timeout(900)]
@@ -71,11 +71,16 @@ def _trials(root: Path, study: str = "tune") -> list[optuna.trial.FrozenTrial]:
 
 
 def _statuses(root: Path) -> set[str]:
+    return {run.info.status for run in _runs(root)}
+
+
+def _runs(root: Path, stage: str | None = None) -> list:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
     experiments = [e.experiment_id for e in client.search_experiments()]
-    return {run.info.status for run in client.search_runs(experiments)}
+    only = "" if stage is None else f"tags.stage = '{stage}'"
+    return client.search_runs(experiments, filter_string=only)
 
 
 def test_two_at_once_share_a_fresh_project(project):
@@ -84,6 +89,22 @@ def test_two_at_once_share_a_fresh_project(project):
     assert budget.n_counted(trials) == 4
     assert len(trials) == 4
     assert _statuses(project) == {"FINISHED"}
+    assert len(_runs(project, "tune")) == 1
+    assert len(_runs(project, "trial")) == 4
+    assert _trials_with_a_model(project) == {_best(trials).number}
+
+
+def _best(trials: list[optuna.trial.FrozenTrial]) -> optuna.trial.FrozenTrial:
+    return max((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
+
+
+def _trials_with_a_model(root: Path) -> set[int]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    runs = {run.info.run_id: run for run in _runs(root, "trial")}
+    models = client.search_logged_models([e.experiment_id for e in client.search_experiments()])
+    return {int(runs[model.source_run_id].data.tags["trial"]) for model in models}
 
 
 def test_a_trial_is_train_and_finetune(project):
@@ -100,8 +121,10 @@ def test_killed_worker_and_parent_then_the_same_command(project):
     """Catches trials and runs left RUNNING, and a budget that isn't met or is overshot."""
     command = ("src.tune", "--study", "killed", "--workers", "2")
     parent = _begin(project, *command)
-    worker = _first_worker(project, "killed")
-    os.kill(worker, signal.SIGKILL)
+    killed = _first_trial(project, "killed")
+    os.kill(killed.user_attrs[budget.PROCESS]["pid"], signal.SIGKILL)
+    _wait_until_ended(project, "killed", killed.number)  # by the worker that took its place
+    assert parent.poll() is None
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
@@ -117,7 +140,7 @@ def test_ctrl_c_ends_cleanly_and_apply_writes_the_best(project):
     """Catches a stop that loses a trial, and --apply that writes what wasn't the best."""
     command = ("src.tune", "--study", "stopped")
     parent = _begin(project, *command)
-    _first_worker(project, "stopped")
+    _first_trial(project, "stopped")
     parent.send_signal(signal.SIGINT)
     parent.communicate()
     assert parent.returncode == 130
@@ -132,8 +155,20 @@ def test_ctrl_c_ends_cleanly_and_apply_writes_the_best(project):
     assert applied["train"]["learning_rate"] == best["train"]["learning_rate"]
 
 
-def _first_worker(root: Path, study: str) -> int:
-    """The process of the first trial that is training."""
+def _first_trial(root: Path, study: str) -> optuna.trial.FrozenTrial:
+    """The first trial that is training."""
+
+    def is_training(trial: optuna.trial.FrozenTrial) -> bool:
+        return trial.state.name == "RUNNING" and bool(trial.user_attrs.get("run_id"))
+
+    return _wait_for(root, study, is_training)
+
+
+def _wait_until_ended(root: Path, study: str, number: int) -> None:
+    _wait_for(root, study, lambda t: t.number == number and t.state.is_finished())
+
+
+def _wait_for(root: Path, study: str, holds) -> optuna.trial.FrozenTrial:
     until = time.monotonic() + 200
     while time.monotonic() < until:
         time.sleep(0.2)
@@ -142,6 +177,36 @@ def _first_worker(root: Path, study: str) -> int:
         except KeyError:
             continue
         for trial in trials:
-            if trial.state.name == "RUNNING" and trial.user_attrs.get("run_id"):
-                return int(trial.user_attrs[budget.PROCESS]["pid"])
-    raise AssertionError("no trial began")
+            if holds(trial):
+                return trial
+    raise AssertionError("it never came")
+
+
+def test_the_same_seed_gives_the_same_trials_whatever_holdout_holds(project):
+    """Catches holdout in a search, a seed that isn't used, and a trial that leaves its process
+    otherwise than it found it: both trials run in one process here, in two before."""
+    _spoil_holdout(project)
+    _end(_begin(project, "src.tune", "--study", "again", "--trials", "2"))
+    before, after = _trials(project)[:2], _trials(project, "again")
+    assert [t.params for t in after] == [t.params for t in before]
+    ended = "final_weights_sha256"  # a pruned trial has none
+    assert [t.user_attrs.get(ended) for t in after] == [t.user_attrs.get(ended) for t in before]
+    assert after[0].user_attrs[ended]
+
+
+def _spoil_holdout(root: Path) -> None:
+    """Turn the pixels of holdout to noise and its labels round; manifests agree again."""
+    import numpy as np
+    import pandas as pd
+
+    ingest = root / "data" / "ingest"
+    split = pd.read_parquet(root / "data" / "split" / "split.parquet")
+    patches = pd.read_parquet(ingest / "patches.parquet")
+    is_holdout = patches["id"].isin(split.loc[split["split"] == "holdout", "id"])
+    pixels = np.load(ingest / "train.npy")
+    rows = patches.loc[is_holdout, "row"].to_numpy()
+    pixels[rows] = np.random.default_rng(0).integers(0, 256, pixels[rows].shape, np.uint8)
+    np.save(ingest / "train.npy", pixels)
+    patches.loc[is_holdout, "label"] = 1 - patches.loc[is_holdout, "label"]
+    patches.to_parquet(ingest / "patches.parquet")
+    write_manifest(ingest)

@@ -5,9 +5,9 @@ import pytest
 from src import paths
 from src.params import ParamsError, load_params
 from src.tuning.applying import apply
-from src.tuning.identity import OtherStudy, check_same, check_same_data, study_identity
+from src.tuning.identity import OtherStudy, check_applicable, check_same, study_identity
 from src.tuning.study import plain
-from tests.tuning.support import params
+from tests.tuning.support import params, tune
 
 BEST = {"finetune.depth": 2, "finetune.learning_rate": 3.21e-5, "train.learning_rate": 0.0005}
 DATA = {"content_digest": "a" * 64, "split_sha256": "b" * 64, "patches": "c" * 64}
@@ -78,7 +78,42 @@ def test_best_parameters_of_other_data_need_a_word():
     """Catches a depth found on other patches in params.yaml; other code alone is no reason."""
     then = plain(study_identity(params(), data=DATA, code="d" * 64))
     code = plain(study_identity(params(), data=DATA, code="e" * 64))
-    check_same_data("s", then, code)
+    check_applicable("s", then, code)
     data = plain(study_identity(params(), data={**DATA, "patches": "f" * 64}, code="d" * 64))
     with pytest.raises(OtherStudy, match="--other-data"):
-        check_same_data("s", then, data)
+        check_applicable("s", then, data)
+    check_applicable("s", then, data, other_data=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"objective": "val_loss"}, "tune.objective (val_auroc → val_loss)"),
+        ({"space": {"finetune.depth": {"choice": [0, 1]}}}, "tune.space.finetune.depth"),
+    ],
+)
+@pytest.mark.parametrize("other_data", [False, True])
+def test_the_best_by_another_objective_or_space_is_not_applied(changes, named, other_data):
+    """Catches the worst trial applied as the best: highest loss, by an objective set afterwards."""
+    then = plain(study_identity(params(), data=DATA, code="d" * 64))
+    changed = params().model_copy(update={"tune": tune(**changes)})
+    now = plain(study_identity(changed, data=DATA, code="d" * 64))
+    with pytest.raises(OtherStudy) as refused:
+        check_applicable("s", then, now, other_data=other_data)
+    assert named in str(refused.value)
+
+
+def test_a_mapping_is_compared_as_params_reads_it(file):
+    """Catches a schedule that can't be applied because 1 is read as 1.0."""
+    apply(file, {"finetune.schedule": {"name": "cosine", "warmup_epochs": 1, "final_fraction": 0}})
+    assert load_params(file).finetune.schedule.warmup_epochs == 1.0
+
+
+def test_errors_name_the_file_a_person_knows(file):
+    """Catches .params.yaml.3f….tmp in a message, and a traceback for a value without parts."""
+    with pytest.raises(ParamsError, match=r"give finetune\.augment its values") as refused:
+        apply(file, {"finetune.augment.stain": 0.1})
+    assert ".tmp" not in str(refused.value)
+    file.write_text(file.read_text().replace("n_trials: 12", "n_trials: none"))
+    with pytest.raises(ParamsError, match=r"^params\.yaml: tune\.n_trials"):
+        apply(file, BEST)

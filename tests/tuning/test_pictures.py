@@ -15,9 +15,9 @@ from src.tuning.interactive import page
 from src.tuning.live import Watch
 from src.tuning.pictures import of_study
 from src.tuning.report import importances_of, write_report
-from src.tuning.space import distributions
-from src.tuning.table import best_row, best_so_far, settings, trials_table
-from tests.tuning.support import tune
+from src.tuning.space import distributions, trial_values
+from src.tuning.table import best_row, best_so_far, best_trial, trials_table
+from tests.tuning.support import params, tune
 
 
 def _trial(state=TrialState.COMPLETE, value=None, depth=1, rate=1e-4, reported=None):
@@ -58,8 +58,11 @@ def test_the_best_is_a_complete_trial_by_the_objective(study):
     table = trials_table(study.trials, tune())
     best = best_row(table, objective="val_auroc")
     assert best["trial"] == 1
-    assert settings(best, tune())["finetune.learning_rate"] == 2e-5
+    found = best_trial(study.trials, objective="val_auroc")
+    assert found.number == 1
+    assert trial_values(tune().space, found)["finetune.learning_rate"] == 2e-5
     assert best_row(table, objective="val_loss")["trial"] == 5
+    assert best_trial(study.trials, objective="val_loss").number == 5
     assert best_row(table[table["state"] == "pruned"], objective="val_auroc") is None
     assert best_so_far(table, objective="val_auroc").tolist() == [0.7, 0.9, 0.9, 0.9, 0.9, 0.9]
     assert table["value"].tolist()[2] == 0.6
@@ -88,7 +91,7 @@ def test_the_folder_holds_every_file(study, tmp_path, monkeypatch):
         table,
         tune(),
         study="s",
-        best=settings(best_row(table, objective="val_auroc"), tune()),
+        best=trial_values(tune().space, best_trial(study.trials, objective="val_auroc")),
         importances=importances_of(study),
         confirmation=None,
         folder=tmp_path / "tune",
@@ -99,21 +102,51 @@ def test_the_folder_holds_every_file(study, tmp_path, monkeypatch):
     assert "depth: 2" in (tmp_path / "tune" / "best.yaml").read_text()
 
 
+def _six_trials():
+    return params().model_copy(update={"tune": tune(n_trials=6)})
+
+
+NULLS = {
+    "model.centre_crop": {"choice": [None, 64]},
+    "finetune.depth": {"choice": [1, 2]},
+    "finetune.batch_norm": {"choice": ["frozen", "train"]},
+}
+
+
+def test_a_choice_of_nothing_or_a_number_is_drawn_and_shown():
+    """Catches pandas' NaN for null and 2.0 for 2, where a trial has no values: hours are lost."""
+    section = tune(space=NULLS)
+    shares = {"distributions": distributions(section.space), "state": TrialState.COMPLETE}
+    names = list(NULLS)
+    trials = [
+        create_trial(params=dict(zip(names, values, strict=True)), value=value, **shares)
+        for *values, value in [(None, 2, "train", 0.7), (64, 1, "frozen", 0.9)]
+    ]
+    study = optuna.create_study(direction="maximize")
+    study.add_trials([*trials, create_trial(state=TrialState.FAIL)])
+    table = trials_table(study.trials, section)
+    assert table["model.centre_crop"].tolist() == [None, 64, None]
+    best = best_row(table, objective="val_auroc")
+    assert [(type(best[n]), best[n]) for n in names[:2]] == [(int, 64), (int, 1)]
+    assert set(of_study(table, section, {})) == {"history", "slices", "parallel_coordinates"}
+    assert "History" in page(table, section, {}, study="s")
+
+
 def test_the_live_table_says_how_the_study_stands(study):
     """Catches a table that crashes on a trial in any state, and a best that is a pruned one."""
-    watch = Watch(tune(n_trials=6), 1, get_logger("tune"))
+    watch = Watch(_six_trials(), get_logger("tune"))
     console = Console(width=160, file=io.StringIO())
     study.enqueue_trial({"finetune.depth": 1})
     console.print(watch.table(study.get_trials(deepcopy=False)))
     shown = console.file.getvalue()
-    for text in ("0.9000", "complete (best)", "pruned", "retried", "waiting", "2e-05"):
+    for text in ("0.9000", "complete (best)", "pruned", "retried", "waiting", "2e-05", "2/4"):
         assert text in shown
     assert "5 of 6 trials, best 0.9000 (trial 1)" in shown
 
 
 def test_lines_are_said_once_a_change(study, caplog, monkeypatch):
     """Catches a log that repeats itself twice a second."""
-    watch = Watch(tune(n_trials=6), 1, get_logger("tune"))
+    watch = Watch(_six_trials(), get_logger("tune"))
     monkeypatch.setattr(get_logger("tune").parent, "propagate", True)
     monkeypatch.setattr(get_logger("tune").parent, "level", logging.INFO)
     with caplog.at_level("INFO"):

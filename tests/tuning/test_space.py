@@ -38,6 +38,16 @@ RATES = "{log: [0.000003, 0.001]}"
             "    finetune.schedule.factor: {linear: [0.1, 0.9]}",
             "lies inside space.finetune.schedule",
         ),
+        (
+            "finetune.depth: {choice: [0, 1, 2, 3]}",
+            "finetune.class_weights.tumour: {linear: [1.0, 2.0]}",
+            "finetune.class_weights is 'balanced' and has no tumour; give finetune.class_weights",
+        ),
+        (
+            "finetune.depth: {choice: [0, 1, 2, 3]}",
+            "finetune.augment.stain: {linear: [0.01, 0.1]}",
+            "finetune.augment is None and has no stain",
+        ),
     ],
 )
 def test_a_space_that_params_would_refuse_is_refused_before_the_study(tmp_path, old, new, message):
@@ -86,15 +96,40 @@ def test_numbers_have_three_digits_and_stay_inside():
     assert space.values_of(section.space, low) == low
 
 
+def _present(dimensions: dict, **values):
+    section = tune(space=dimensions)
+    return space.present_as_drawn(params(**values).model_copy(update={"tune": section}))
+
+
 def test_present_parameters_are_enqueued_only_from_inside():
     """Catches a first trial that the space doesn't hold, on both sides of a bound."""
-    section = tune(
-        space={"finetune.depth": {"choice": [0, 3]}, "model.dropout": {"linear": [0.1, 0.2]}}
-    )
+    dimensions = {"finetune.depth": {"choice": [0, 3]}, "model.dropout": {"linear": [0.1, 0.2]}}
     inside = {"finetune.depth": 3, "model.dropout": 0.2}
-    assert space.drawn_from(section.space, inside) == inside
-    assert space.drawn_from(section.space, {**inside, "model.dropout": 0.21}) is None
-    assert space.drawn_from(section.space, {**inside, "finetune.depth": 1}) is None
+    assert _present(dimensions, **inside) == inside
+    assert _present(dimensions, **{**inside, "model.dropout": 0.21}) is None
+    assert _present(dimensions, **{**inside, "finetune.depth": 1}) is None
+
+
+def test_the_present_schedule_is_known_however_its_numbers_are_written():
+    """Catches a present setting that is never tried because 1 isn't 1.0 as text."""
+    choices = [{"name": "constant"}, {"name": "cosine", "warmup_epochs": 1, "final_fraction": 0}]
+    present = {"name": "cosine", "warmup_epochs": 1.0, "final_fraction": 0.0}
+    drawn = _present({"finetune.schedule": {"choice": choices}}, **{"finetune.schedule": present})
+    study = optuna.create_study()
+    study.enqueue_trial(drawn)
+    section = tune(space={"finetune.schedule": {"choice": choices}})
+    assert space.draw(study.ask(), section.space)["finetune.schedule"] == choices[1]
+
+
+def test_the_present_numbers_keep_every_digit():
+    """Catches a first trial that isn't the present setting but one rounded to three digits."""
+    section = tune(space={"finetune.learning_rate": {"log": [1e-5, 1e-3]}})
+    exact = {"finetune.learning_rate": 2.1234e-5}
+    study = optuna.create_study()
+    study.enqueue_trial(exact, user_attrs={space.PRESENT: True})
+    assert space.draw(study.ask(), section.space) == exact
+    (trial,) = study.get_trials(deepcopy=False)
+    assert space.trial_values(section.space, trial) == exact
 
 
 def test_a_depth_that_the_backbone_lacks_is_refused():
