@@ -117,6 +117,18 @@ def test_a_trial_is_train_and_finetune(project):
     assert present.user_attrs["final_weights_sha256"] == fit["final_weights_sha256"]
 
 
+def test_the_same_seed_gives_the_same_trials_whatever_holdout_holds(project):
+    """Catches holdout in a search, a seed that isn't used, and a trial that leaves its process
+    otherwise than it found it: both trials run in one process here, in two before."""
+    _spoil_holdout(project)
+    _end(_begin(project, "src.tune", "--study", "again", "--trials", "2"))
+    before, after = _trials(project)[:2], _trials(project, "again")
+    assert [t.params for t in after] == [t.params for t in before]
+    ended = "final_weights_sha256"  # a pruned trial has none
+    assert [t.user_attrs.get(ended) for t in after] == [t.user_attrs.get(ended) for t in before]
+    assert after[0].user_attrs[ended]
+
+
 def test_killed_worker_and_parent_then_the_same_command(project):
     """Catches trials and runs left RUNNING, and a budget that isn't met or is overshot."""
     command = ("src.tune", "--study", "killed", "--workers", "2")
@@ -180,18 +192,6 @@ def _wait_for(root: Path, study: str, holds) -> optuna.trial.FrozenTrial:
             if holds(trial):
                 return trial
     raise AssertionError("it never came")
-
-
-def test_the_same_seed_gives_the_same_trials_whatever_holdout_holds(project):
-    """Catches holdout in a search, a seed that isn't used, and a trial that leaves its process
-    otherwise than it found it: both trials run in one process here, in two before."""
-    _spoil_holdout(project)
-    _end(_begin(project, "src.tune", "--study", "again", "--trials", "2"))
-    before, after = _trials(project)[:2], _trials(project, "again")
-    assert [t.params for t in after] == [t.params for t in before]
-    ended = "final_weights_sha256"  # a pruned trial has none
-    assert [t.user_attrs.get(ended) for t in after] == [t.user_attrs.get(ended) for t in before]
-    assert after[0].user_attrs[ended]
 
 
 def _spoil_holdout(root: Path) -> None:
