@@ -1,12 +1,11 @@
 """Several archives as one: the first with its test images, the others for their labels alone."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from src.data.archives import IMAGE_SUFFIX, Archive, ArchiveError, Member, Read, Reader
-from src.data.labels import LABELS_FILE, SLIDES_FILE, TableError, parse_labels, parse_slides
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,14 @@ class CombinedReader:
 
 
 class CombinedArchive(Archive):
-    """The labelled patches of all ``archives``; everything else is the first one's.
+    """The labelled images of all ``archives``; test images and submission are the first one's.
+
+    Tables of labels and slides are those of its :meth:`parts`.
 
     Raises
     ------
     ArchiveError
-        An id is in two archives, or one of the further ones has no labels.
+        An id is in two archives.
     """
 
     kind = "combined"
@@ -52,11 +53,10 @@ class CombinedArchive(Archive):
         return None if member is None else member._replace(source=source)
 
     def read(self, name: str) -> bytes | None:
-        merged: dict[str, Callable[[], bytes | None]] = {
-            LABELS_FILE: self._merged_labels,
-            SLIDES_FILE: self._merged_slides,
-        }
-        return merged[name]() if name in merged else self._archives[0].read(name)
+        return self._archives[0].read(name)
+
+    def parts(self) -> list[Archive]:
+        return self._archives
 
     def summary(self) -> dict[str, Any]:
         first, *others = (archive.summary() for archive in self._archives)
@@ -77,27 +77,3 @@ class CombinedArchive(Archive):
                     )
                 source_of[patch_id] = source
         return source_of
-
-    def _merged_labels(self) -> bytes:
-        rows = []
-        for archive in self._archives:
-            data = archive.read(LABELS_FILE)
-            if data is None:
-                raise TableError(f"labels file not found: {LABELS_FILE} in {archive.path}")
-            rows += [f"{patch_id},{label}" for patch_id, label in parse_labels(data).items()]
-        return _table("id,label", rows)
-
-    def _merged_slides(self) -> bytes | None:
-        tables = [archive.read(SLIDES_FILE) for archive in self._archives]
-        if all(table is None for table in tables):
-            return None
-        slides = [row for table in tables if table for row in parse_slides(table).items()]
-        return _table("id,slide", [f"{patch_id},{_quoted(slide)}" for patch_id, slide in slides])
-
-
-def _table(header: str, rows: list[str]) -> bytes:
-    return "".join(f"{row}\n" for row in (header, *rows)).encode()
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'

@@ -27,7 +27,6 @@ from src.data.exploration import (
 from src.data.figure_parts import (
     CENTRE_PX,
     CLASS_COLOURS,
-    CLASSES,
     bare,
     draw_centre,
     percent,
@@ -35,6 +34,7 @@ from src.data.figure_parts import (
     signed,
     titled_figure,
 )
+from src.data.terms import CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DPI = 110
-CLASSES = ("normal", "tumour")
 CLASS_COLOURS = ("#0072B2", "#D55E00")
 CENTRE_PX = 32
 

@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from src.data.figure_parts import CENTRE_PX, CLASSES, draw_centre, titled_figure
+from src.data.figure_parts import CENTRE_PX, draw_centre, titled_figure
+from src.data.terms import CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,9 @@ import pandas as pd
 
 from src.data.flags import DUPLICATE_OF
 from src.data.inventory import Inventory
-from src.data.labels import CLASSES
 from src.data.measuring import channel_moments
 from src.data.packing import PackedSubset
+from src.data.terms import CLASSES
 
 _MAX_IDS_LISTED = 1_000
 

@@ -4,12 +4,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.data.archives import IMAGE_SUFFIX, Archive, ArchiveError, read_table_file
+from src.data.archives import IMAGE_SUFFIX, Archive, ArchiveError
+from src.data.folder_archive import read_table_file
 from src.data.labels import (
     LABELS_FILE,
     SLIDES_FILE,
     SUBMISSION_FILE,
     TableError,
+    check_both_classes,
     check_id,
     parse_labels,
     parse_slides,
@@ -32,11 +34,11 @@ class Inventory:
     submission_order
         Of every test id: its position in ``sample_submission.csv``, from 0.
     slides
-        Of the patches whose slide is known; None without ``slides.csv``.
+        Of the patches whose slide is known; None without any table of slides.
     n_slides_unused
-        Rows of the table of slides that name no patch of the archive.
+        Rows of the tables of slides that name no patch of the archive.
     slides_from
-        Name of the table of slides; None without one.
+        Names of the tables of slides; None without one.
     """
 
     train_ids: list[str]
@@ -58,7 +60,8 @@ def take_inventory(
     with_test
         False leaves the test images and ``sample_submission.csv`` out.
     slides
-        A table of slides outside the archive, in place of its own ``slides.csv``.
+        A table of slides outside the archive. An archive of whose patches it names any has its
+        own ``slides.csv`` ignored: one slide must not bear two names.
 
     Raises
     ------
@@ -71,24 +74,26 @@ def take_inventory(
     test = _image_ids(archive, "test") if with_test else set()
     if not train:
         raise ArchiveError(f"no .tif files in train of {archive.path}; fetch it from {KAGGLE}")
-    labels = parse_labels(_read_table(archive, LABELS_FILE, "labels file"))
+    labels = _read_labels(archive)
     order: list[str] = []
     if with_test:
-        order = parse_submission_ids(_read_table(archive, SUBMISSION_FILE, "submission file"))
+        data = _read_table(archive, SUBMISSION_FILE, "submission file")
+        order = parse_submission_ids(data, _name_of(SUBMISSION_FILE, archive))
     _match_train(train, labels)
     _match_test(test, order)
     _check_disjoint(train, test)
-    slide_of = _read_slides(archive, slides)
+    check_both_classes(labels.values())
+    slide_of, slides_from = _read_slides(archive, slides)
     known = train | test
-    used = {i: slide for i, slide in (slide_of or {}).items() if i in known}
+    used = {i: slide for i, slide in slide_of.items() if i in known}
     return Inventory(
         train_ids=sorted(train),
         test_ids=sorted(test),
         labels=labels,
         submission_order={patch_id: position for position, patch_id in enumerate(order)},
-        slides=None if slide_of is None else used,
-        n_slides_unused=len(slide_of or {}) - len(used),
-        slides_from=None if slide_of is None else (slides.name if slides else SLIDES_FILE),
+        slides=used if slides_from else None,
+        n_slides_unused=len(slide_of) - len(used),
+        slides_from=" and ".join(slides_from) or None,
     )
 
 
@@ -109,6 +114,25 @@ def _read_table(archive: Archive, name: str, title: str) -> bytes:
     if data is None:
         raise TableError(f"{title} not found: {name} in {archive.path}; fetch it from {KAGGLE}")
     return data
+
+
+def _read_labels(archive: Archive) -> dict[str, int]:
+    labels: dict[str, int] = {}
+    for part in archive.parts():
+        data = _read_table(part, LABELS_FILE, "labels file")
+        found = parse_labels(data, _name_of(LABELS_FILE, part))
+        twice = found.keys() & labels.keys()
+        if twice:
+            raise TableError(
+                f"duplicate id {min(twice)}{_count(twice)} in {_name_of(LABELS_FILE, part)}: "
+                "another archive labels it; take one archive out of ingest.extra"
+            )
+        labels |= found
+    return labels
+
+
+def _name_of(file: str, archive: Archive) -> str:
+    return f"{file} of {archive.path.name}"
 
 
 def _match_train(images: Collection[str], labels: Mapping[str, int]) -> None:
@@ -150,11 +174,17 @@ def _check_disjoint(train: set[str], test: set[str]) -> None:
         )
 
 
-def _read_slides(archive: Archive, table: Path | None) -> dict[str, str] | None:
-    if table is not None:
-        return parse_slides(read_table_file(table), table.name)
-    data = archive.read(SLIDES_FILE)
-    return None if data is None else parse_slides(data)
+def _read_slides(archive: Archive, table: Path | None) -> tuple[dict[str, str], list[str]]:
+    """Slide of each patch, and the tables it comes from."""
+    named = {} if table is None else parse_slides(read_table_file(table), table.name)
+    slides, names = dict(named), [] if table is None else [table.name]
+    for part in archive.parts():
+        data = part.read(SLIDES_FILE)
+        if data is None or not named.keys().isdisjoint(part.images("train") or ()):
+            continue
+        slides |= parse_slides(data, _name_of(SLIDES_FILE, part))
+        names.append(SLIDES_FILE)
+    return slides, list(dict.fromkeys(names))
 
 
 def _count(ids: Collection[str]) -> str:

@@ -8,15 +8,14 @@ import io
 import re
 from collections.abc import Collection, Iterator
 
+from src.data.terms import CLASSES, PATCH_ID
 from src.system.errors import ProjectError
 
 LABELS_FILE = "train_labels.csv"
 SUBMISSION_FILE = "sample_submission.csv"
 SLIDES_FILE = "slides.csv"
 
-CLASSES = ("normal", "tumour")  # by label: 0, 1
-
-_ID = re.compile(r"[0-9a-f]{40}")
+_ID = re.compile(PATCH_ID)
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 _LABELS_HEADER = ("id", "label")
 _SLIDES_HEADERS = (("id", "slide"), ("id", "wsi"))
@@ -36,23 +35,28 @@ def check_id(patch_id: str, where: str) -> None:
         )
 
 
-def parse_labels(data: bytes) -> dict[str, int]:
+def parse_labels(data: bytes, file: str = LABELS_FILE) -> dict[str, int]:
     """Patch id → label, 0 normal or 1 tumour, from the bytes of ``train_labels.csv``.
+
+    Parameters
+    ----------
+    file
+        What errors call the table.
 
     Raises
     ------
     TableError
-        Not UTF-8, other columns than id,label, no rows, an id that is invalid or there twice, a
-        label that is missing or not 0 or 1, or only one class.
+        Not UTF-8, other columns than id,label, no rows, an id that is invalid or there twice, or a
+        label that is missing or not 0 or 1.
     """
     labels: dict[str, int] = {}
-    for row, (patch_id, text) in _rows(data, LABELS_FILE, "labels file", (_LABELS_HEADER,)):
-        check_id(patch_id, f"{LABELS_FILE} row {row}")
-        label = _parse_label(text, patch_id=patch_id, row=row)
+    for row, (patch_id, text) in _rows(data, file, "labels file", (_LABELS_HEADER,)):
+        check_id(patch_id, f"{file} row {row}")
+        label = _parse_label(text, patch_id=patch_id, where=f"row {row} of {file}")
         if patch_id in labels:
-            _refuse_repeated(patch_id, same=labels[patch_id] == label, row=row)
+            problem = "duplicate id" if labels[patch_id] == label else "conflicting labels for id"
+            raise TableError(f"{problem} {patch_id} in {file} row {row}; keep one row")
         labels[patch_id] = label
-    check_both_classes(labels.values())
     return labels
 
 
@@ -66,7 +70,7 @@ def check_both_classes(labels: Collection[int]) -> None:
         )
 
 
-def parse_submission_ids(data: bytes) -> list[str]:
+def parse_submission_ids(data: bytes, file: str = SUBMISSION_FILE) -> list[str]:
     """Patch ids in the order of ``sample_submission.csv``; its label column is a placeholder.
 
     Raises
@@ -75,10 +79,10 @@ def parse_submission_ids(data: bytes) -> list[str]:
         Not UTF-8, other columns than id,label, no rows, an id that is invalid or there twice.
     """
     ids: dict[str, None] = {}
-    for row, (patch_id, _) in _rows(data, SUBMISSION_FILE, "submission file", (_LABELS_HEADER,)):
-        check_id(patch_id, f"{SUBMISSION_FILE} row {row}")
+    for row, (patch_id, _) in _rows(data, file, "submission file", (_LABELS_HEADER,)):
+        check_id(patch_id, f"{file} row {row}")
         if patch_id in ids:
-            raise TableError(f"duplicate id {patch_id} in {SUBMISSION_FILE} row {row}; remove one")
+            raise TableError(f"duplicate id {patch_id} in {file} row {row}; remove one")
         ids[patch_id] = None
     return list(ids)
 
@@ -126,7 +130,10 @@ def _rows(
             n_rows += 1
             yield reader.line_num, (fields[0], fields[1])
     except csv.Error as error:
-        raise TableError(f"not valid CSV: {file} row {reader.line_num} ({error})") from error
+        raise TableError(
+            f"not valid CSV: {file} row {reader.line_num} ({error}); correct the row, or export "
+            "the table again"
+        ) from error
     if not n_rows:
         raise TableError(f"{title} has no rows: {file}; fetch the archive again")
 
@@ -151,22 +158,13 @@ def _check_header(header: list[str], file: str, headers: tuple[tuple[str, str], 
     raise TableError(f"expected columns {expected}; got {got} in {file}; correct the header")
 
 
-def _parse_label(text: str, *, patch_id: str, row: int) -> int:
+def _parse_label(text: str, *, patch_id: str, where: str) -> int:
     if text in ("0", "1"):
         return int(text)
     if not text.strip():
-        raise TableError(
-            f"label missing for id {patch_id} in {LABELS_FILE} row {row}; fill in 0 or 1"
-        )
+        raise TableError(f"label missing for id {patch_id} in {where}; fill in 0 or 1")
     kind = "" if _WHOLE_NUMBER.fullmatch(text) else "integer "
-    raise TableError(
-        f"label must be {kind}0 or 1: row {row} of {LABELS_FILE} (got {_shown(text)}); correct it"
-    )
-
-
-def _refuse_repeated(patch_id: str, *, same: bool, row: int) -> None:
-    problem = "duplicate id" if same else "conflicting labels for id"
-    raise TableError(f"{problem} {patch_id} in {LABELS_FILE} row {row}; keep one row")
+    raise TableError(f"label must be {kind}0 or 1: {where} (got {_shown(text)}); correct it")
 
 
 def _shown(text: str, *, quoted: bool = True) -> str:

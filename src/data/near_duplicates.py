@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from src.data.components import components_of_pairs
 from src.data.optical_density import MEAN_COLUMNS
 from src.data.perceptual_hash import orientations
 
@@ -40,7 +41,7 @@ def near_duplicate_sets(patches: pd.DataFrame, *, max_distance: int = MAX_DISTAN
     hashes = known["phash"].to_numpy(dtype=np.uint64)
     pairs = near_duplicate_pairs(hashes, max_distance=max_distance)
     pairs = pairs[_same_colours(known, pairs)]
-    component = _components(pairs, len(known))
+    component = components_of_pairs(pairs, len(known))
     keys = pd.Series(component, index=known.index, dtype="Int64")
     in_a_set = np.bincount(component, minlength=1)[component] > 1
     return keys.where(in_a_set).reindex(patches.index)
@@ -107,12 +108,3 @@ def _sharing_a_band(
         offset = np.arange(len(of)) - np.repeat(ends[part] - count[part] - done, count[part])
         yield np.stack([members[first[of] + offset] % n, right[of]])
         start = stop
-
-
-def _components(pairs: Pairs, n: int) -> NDArray[np.int64]:
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    edges = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    _, component = connected_components(edges, directed=False)
-    return np.asarray(component, dtype=np.int64)

@@ -14,9 +14,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.archives import ArchiveError, BadPatchError, FolderReader, Member, ZipArchive
+from src.data.archives import ArchiveError, BadPatchError, Member
+from src.data.folder_archive import FolderReader
 from src.data.images import IMAGE_SUFFIXES, decode_image
 from src.data.tiff import PATCH_SHAPE
+from src.data.zip_archive import ZipArchive
 from src.system.errors import ProjectError
 
 ALLOWED = (

@@ -9,24 +9,19 @@ import bisect
 import csv
 import hashlib
 import itertools
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
-from src import paths
 from src.data.archives import IMAGE_SUFFIX, Archive, ArchiveError, Member, Read
 from src.data.labels import LABELS_FILE, SLIDES_FILE, SUBMISSION_FILE
-from src.data.pcam_files import SplitFiles, check_pins, find_splits, holds_pcam_files, unpacked
+from src.data.pcam_files import SplitFiles, Unpacking, check_pins, find_splits
 from src.data.tiff import PATCH_BYTES, PATCH_SHAPE
-
-__all__ = ["PcamArchive", "PcamReader", "holds_pcam_files"]
 
 _FOLDER_OF_SPLIT = {"train": "train", "valid": "train", "test": "test"}
 _BLOCK_PATCHES = 256
@@ -100,7 +95,7 @@ class PcamArchive(Archive):
             check_pins(files, pins)
         used = [file for f in splits.values() for file in (f.x, f.y)]
         self.n_bytes = sum(file.stat().st_size for file in used)
-        self._unpacked = _unpacking_folder() if any(f.suffix == ".gz" for f in used) else None
+        self._unpacking = Unpacking(path)
         try:
             self._open(splits)
         except BaseException:
@@ -135,19 +130,14 @@ class PcamArchive(Archive):
         return None
 
     def close(self) -> None:
-        if self._unpacked is not None:
-            folder, lock = self._unpacked
-            shutil.rmtree(folder, ignore_errors=True)
-            lock.release()
-            self._unpacked = None
+        self._unpacking.end()
 
     def _open(self, splits: Mapping[str, SplitFiles]) -> None:
-        folder = self._unpacked[0] if self._unpacked else self.path
-        images = [unpacked(files.x, folder) for files in splits.values()]
+        images = [self._unpacking.plain(files.x) for files in splits.values()]
         counts = [_count_patches(file) for file in images]
         self.reader = PcamReader(tuple(images), tuple(itertools.accumulate(counts)))
         self._labels = {
-            split: _read_labels(unpacked(files.y, folder), n)
+            split: _read_labels(self._unpacking.plain(files.y), n)
             for (split, files), n in zip(splits.items(), counts, strict=True)
         }
         self._ids = {split: patch_ids(split, len(y)) for split, y in self._labels.items()}
@@ -164,6 +154,7 @@ class PcamArchive(Archive):
             for patch_id, slide in zip(
                 self._ids[split], read_slides(files.meta, self._labels[split]), strict=True
             )
+            if slide
         }
 
 
@@ -174,12 +165,13 @@ def patch_ids(split: str, n: int) -> list[str]:
 
 
 def read_slides(meta: Path, labels: NDArray[np.uint8]) -> list[str]:
-    """The slide (column ``wsi``) of each of n patches, from a split's meta csv.
+    """The slide (column ``wsi``) of each of n patches, from a split's meta csv; '' where blank.
 
     Raises
     ------
     ArchiveError
-        There is no such column, not n rows, or its labels are those of another split's patches.
+        There is no such column, not n rows, a row with fields too few or too many, or its labels
+        are those of another split's patches.
     """
     try:
         with meta.open(encoding="utf-8-sig", newline="") as file:
@@ -192,6 +184,11 @@ def read_slides(meta: Path, labels: NDArray[np.uint8]) -> list[str]:
         raise ArchiveError(
             f"{meta} has {len(rows):,} rows, its split has {len(labels):,} patches; fetch it again"
         )
+    for n, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise ArchiveError(
+                f"{meta} row {n} has not as many fields as its header; fetch it again"
+            )
     centre = [str(row.get("center_tumor_patch", "")).lower() for row in rows]
     if set(centre) == {"true", "false"}:
         agree = np.array([text == "true" for text in centre]) == labels.astype(bool)
@@ -201,25 +198,15 @@ def read_slides(meta: Path, labels: NDArray[np.uint8]) -> list[str]:
                 "(mirrors have PCam's valid and test exchanged); fetch it from one place with the "
                 "h5 files"
             )
-    return [row["wsi"] for row in rows]
-
-
-def _unpacking_folder() -> tuple[Path, FileLock]:
-    """An empty folder that one process at a time unpacks into; what a killed one left is gone."""
-    folder = paths.CACHE / "pcam"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(paths.CACHE / "pcam.lock")
-    lock.acquire()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder, lock
+    return [row["wsi"].strip() for row in rows]
 
 
 def _count_patches(file: Path) -> int:
     images = _dataset_of(file, "x")
     if images["shape"][1:] != PATCH_SHAPE or images["dtype"] != np.uint8:
         raise ArchiveError(
-            f"{file.name}: x is {images['dtype']} {images['shape']}, expected uint8 (n, 96, 96, 3)"
+            f"{file.name}: x is {images['dtype']} {images['shape']}, expected uint8 "
+            "(n, 96, 96, 3); fetch it again"
         )
     return int(images["shape"][0])
 
@@ -227,10 +214,15 @@ def _count_patches(file: Path) -> int:
 def _read_labels(file: Path, n: int) -> NDArray[np.uint8]:
     found = _dataset_of(file, "y")
     if int(np.prod(found["shape"])) != n:
-        raise ArchiveError(f"{file.name} has {found['shape']} labels for {n:,} patches")
+        raise ArchiveError(
+            f"{file.name} has {found['shape']} labels for {n:,} patches; fetch images and labels "
+            "again, from one place"
+        )
     labels = _dataset_of(file, "y", values=True)["values"].reshape(-1)
     if not np.isin(labels, (0, 1)).all():
-        raise ArchiveError(f"label must be 0 or 1: {file.name} holds {labels.max()}")
+        raise ArchiveError(
+            f"label must be 0 or 1: {file.name} holds {labels.max()}; fetch it again"
+        )
     return np.asarray(labels, dtype=np.uint8)
 
 
@@ -246,5 +238,5 @@ def _dataset_of(file: Path, name: str, *, values: bool = False) -> dict[str, Any
         raise ArchiveError(f"{file.name}: no dataset {name!r} ({error}); fetch it again") from error
 
 
-def _table(header: str, rows: Iterator[str]) -> bytes:
+def _table(header: str, rows: Iterable[str]) -> bytes:
     return "".join(f"{row}\n" for row in itertools.chain((header,), rows)).encode()

@@ -13,13 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock, Timeout
+
+from src import paths
 from src.data.archives import ArchiveError
 from src.system.durable import sha256_file
+from src.system.log import get_logger
 
 _SPLITS = ("train", "valid", "test")
 _NAME = re.compile(rf"camelyonpatch_level_2_split_({'|'.join(_SPLITS)})_(x|y)\.h5(\.gz)?")
 _MAX_UNPACKED_BYTES = 10_000_000_000  # train_x has 7.25 GB
 _CHUNK_BYTES = 1 << 20
+_UNPACKED = "pcam-"  # folders below .cache
+_LOG = get_logger("ingest")
 
 
 class Published(NamedTuple):
@@ -116,32 +122,89 @@ def check_pins(files: SplitFiles, pins: Mapping[str, str]) -> None:
     )
 
 
-def unpacked(file: Path, folder: Path) -> Path:
-    """``file`` itself, or its content without .gz in ``folder``.
+class Unpacking:
+    """Files of one archive without their .gz, in a folder below ``.cache`` until :meth:`end`.
 
-    Raises
-    ------
-    ArchiveError
-        The .gz is damaged, or unpacks to more than PatchCamelyon's largest file.
+    One process at a time unpacks an archive. What a killed one left, of any archive, is cleared
+    away by the next that unpacks.
     """
-    if file.suffix != ".gz":
-        return file
-    target = folder / file.stem
+
+    def __init__(self, archive: Path) -> None:
+        key = hashlib.sha256(str(archive.resolve()).encode()).hexdigest()[:16]
+        self._folder = paths.CACHE / f"{_UNPACKED}{key}"
+        self._lock: FileLock | None = None
+
+    def plain(self, file: Path) -> Path:
+        """``file`` itself, or its content without .gz.
+
+        Raises
+        ------
+        ArchiveError
+            The .gz is damaged, or unpacks to more than PatchCamelyon's largest file, or to more
+            than fits.
+        """
+        if file.suffix != ".gz":
+            return file
+        if self._lock is None:
+            self._begin()
+        _LOG.info(f"unpacking {file.name} into {self._folder.parent.name}")
+        target = self._folder / file.stem
+        _unpack(file, target)
+        return target
+
+    def end(self) -> None:
+        """Remove what was unpacked."""
+        if self._lock is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._lock.release()
+            self._lock = None
+
+    def _begin(self) -> None:
+        self._lock = _lock_of(self._folder)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            _LOG.info("waiting for another ingest, which unpacks the same files")
+            self._lock.acquire()
+        _clear_left()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir()
+
+
+def _lock_of(folder: Path) -> FileLock:
+    locks = paths.CACHE / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / f"{folder.name}.lock")
+
+
+def _clear_left() -> None:
+    """Remove folders that nobody holds the lock of: their process was killed."""
+    for folder in paths.CACHE.glob(f"{_UNPACKED}*"):
+        lock = _lock_of(folder)
+        try:
+            with lock.acquire(timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+        except Timeout:
+            continue
+
+
+def _unpack(file: Path, target: Path) -> None:
     n_bytes = 0
     try:
         with gzip.open(file, "rb") as packed, target.open("wb") as plain:
             while chunk := packed.read(_CHUNK_BYTES):
                 n_bytes += len(chunk)
                 if n_bytes > _MAX_UNPACKED_BYTES:
-                    raise ArchiveError(f"archive too large: {file} unpacks to over 10 GB")
-                if len(chunk) > shutil.disk_usage(folder).free:
+                    raise ArchiveError(
+                        f"archive too large: {file} unpacks to over 10 GB; fetch it again"
+                    )
+                if len(chunk) > shutil.disk_usage(target.parent).free:
                     raise ArchiveError(f"disk full: unpacking {file.name}; free some space")
                 plain.write(chunk)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ArchiveError(
             f"truncated or corrupt gzip: {file} ({error}); fetch it again"
         ) from error
-    return target
 
 
 def _is_pinned(file: Path, pins: Mapping[str, str]) -> bool:

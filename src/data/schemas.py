@@ -8,6 +8,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from src.data.optical_density import COVARIANCE_COLUMNS, MEAN_COLUMNS
+from src.data.terms import PATCH_ID
 from src.system.errors import ProjectError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 SUBSETS = ("train", "test")
 SPLITS = ("train", "val", "holdout")
 
-_ID = r"^[0-9a-f]{40}$"
+_ID = f"^{PATCH_ID}$"
 _SHA256 = r"^[0-9a-f]{64}$"
 _MAX_DENSITY = 2.5  # of black: log10(256)
 

@@ -13,10 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from src.data.schemas import SPLITS
+from src.data.terms import CLASSES
 from src.system.errors import ProjectError
 
 TRAIN = SPLITS.index("train")
-CLASSES = ("normal", "tumour")
 
 _PROPOSALS_A_ROUND = 2_000
 _MAX_ROUNDS = 400

@@ -70,6 +70,18 @@ def test_file_exchanged_after_the_check(
         archive.read("train_labels.csv")
 
 
+def test_what_a_folder_holds_besides_is_not_looked_at(tmp_path: Path) -> None:
+    """Catches refusing a folder for the zip it was unpacked from, or for somebody's link."""
+    folder = write_archive("folder", tmp_path, tiny_files())
+    with (folder / "histopathologic-cancer-detection.zip").open("wb") as file:
+        file.truncate(100 << 20)
+    (folder / "latest").symlink_to(tmp_path)
+    (folder / "train" / "thumbs.db").symlink_to(tmp_path)
+    archive = open_archive(folder)
+    assert len(archive.images("train") or []) == 6
+    assert archive.n_bytes == sum(map(len, tiny_files().values()))
+
+
 @pytest.mark.parametrize("kind", ["zip", "folder"])
 def test_linked_archive_is_read(tmp_path: Path, kind: str) -> None:
     """Catches refusing the link that DVC may put in place of a tracked archive."""

@@ -98,6 +98,9 @@ def test_meta_without_slides_or_rows(folder: Path) -> None:
     meta.write_text("".join(lines[:-1]))
     with pytest.raises(ArchiveError, match="has 4 rows, its split has 5 patches"):
         PcamArchive(folder, pins(folder))
+    meta.write_text("".join([*lines[:-1], "4,0,0\n"]))
+    with pytest.raises(ArchiveError, match="row 6 has not as many fields as its header"):
+        PcamArchive(folder, pins(folder))
     meta.write_text("a,b\n1,2\n")
     with pytest.raises(ArchiveError, match="column wsi missing"):
         PcamArchive(folder, pins(folder))
@@ -127,7 +130,28 @@ def test_torn_gz_leaves_nothing_unpacked(tmp_path: Path) -> None:
     torn.write_bytes(torn.read_bytes()[:-200])
     with pytest.raises(ArchiveError, match="truncated or corrupt gzip"):
         PcamArchive(folder, pins(folder))
-    assert not (tmp_path / "cache" / "pcam").exists()
+    assert [f.name for f in (tmp_path / "cache").iterdir()] == ["locks"]
+
+
+def test_what_a_killed_process_unpacked_is_cleared_by_the_next(tmp_path: Path) -> None:
+    """Catches 8 GB of another archive staying in .cache for ever."""
+    left = tmp_path / "cache" / "pcam-0123456789abcdef"
+    left.mkdir(parents=True)
+    (left / "camelyonpatch_level_2_split_train_x.h5").write_bytes(b"x")
+    folder = write_pcam(tmp_path / "pcam", gz=True)
+    archive = PcamArchive(folder, pins(folder))
+    assert not left.exists()
+    assert len(list((tmp_path / "cache").glob("pcam-*"))) == 1
+    archive.close()
+    assert not list((tmp_path / "cache").glob("pcam-*"))
+
+
+def test_unpacking_is_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches minutes without a word while 7 GB are written."""
+    folder = write_pcam(tmp_path / "pcam", gz=True, splits={"train": 4})
+    with caplog.at_level("INFO", logger="hcd.ingest"):
+        PcamArchive(folder, pins(folder)).close()
+    assert any(f"unpacking {h5_name('train', 'x')}.gz" in m for m in caplog.messages)
 
 
 def test_gz_that_unpacks_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

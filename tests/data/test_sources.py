@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,10 @@ LOG = logging.getLogger("test.sources")
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+
+
+def unpacked_folders() -> list[Path]:
+    return [f for f in paths.CACHE.glob("*") if f.name != "locks"]
 
 
 def kaggle(kind: str) -> Callable[[Path], tuple[Path, dict[str, str]]]:
@@ -64,7 +69,7 @@ def test_contract(source: tuple[str, Path, dict[str, str]]) -> None:
     with pickle.loads(packed).open() as read:
         assert len(read(member)) == member.n_bytes
     archive.close()
-    assert not list(paths.CACHE.glob("pcam/*")), "unpacked files were left behind"
+    assert unpacked_folders() == [], "unpacked files were left behind"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -93,11 +98,12 @@ def test_pixels_labels_and_order_arrive_by_id(
     np.testing.assert_array_equal(train[labelled["row"]], np.stack(expected))
 
 
-def more(folder: Path, first: int, n: int = 4) -> Path:
-    """A folder in Kaggle's layout with other ids."""
+def more(folder: Path, first: int, n: int = 4, *, label: int | None = None) -> Path:
+    """A folder in Kaggle's layout with other ids; all on the slide ``further``."""
     ids = range(first, first + n)
     files = {f"train/{patch_id(i)}.tif": tiff(pixels_of(i)) for i in ids}
-    files["train_labels.csv"] = table("id,label", ((patch_id(i), i % 2) for i in ids))
+    labels = ((patch_id(i), i % 2 if label is None else label) for i in ids)
+    files["train_labels.csv"] = table("id,label", labels)
     files["slides.csv"] = table("id,slide", ((patch_id(i), "further") for i in ids))
     return write_archive("folder", folder, files)
 
@@ -119,6 +125,34 @@ def test_extra_archives_join_train_and_leave_test_alone(tmp_path: Path) -> None:
     ]
 
 
+def test_an_extra_archive_may_hold_one_class(tmp_path: Path) -> None:
+    """Catches more tumour patches, which is what people add, being refused."""
+    main, extra = write_archive("zip", tmp_path, tiny_files()), more(tmp_path / "more", 50, label=1)
+    report = ingest_archive(main, tmp_path / "out", max_bad=0, workers=1, log=LOG, extra=[extra])
+    assert report["labels"] == {"normal": 3, "tumour": 7}
+
+
+def test_an_error_in_a_table_names_the_archive_it_is_in(tmp_path: Path) -> None:
+    """Catches a person correcting the wrong one of two files of the same name."""
+    main, extra = write_archive("zip", tmp_path, tiny_files()), more(tmp_path / "more", 50, label=2)
+    with pytest.raises(TableError, match=r"row 2 of train_labels\.csv of archive "):
+        ingest_archive(main, tmp_path / "out", max_bad=0, workers=1, log=LOG, extra=[extra])
+
+
+def test_table_of_slides_leaves_the_slides_of_other_archives(tmp_path: Path) -> None:
+    """Catches a table for Kaggle's patches wiping out the slides of the extra archive."""
+    main, extra = write_archive("zip", tmp_path, tiny_files()), more(tmp_path / "more", 50)
+    slides = tmp_path / "wsi.csv"
+    slides.write_bytes(table("id,wsi", [(patch_id(2), "s2"), (patch_id(3), "s3")]))
+    out = tmp_path / "out"
+    report = ingest_archive(main, out, max_bad=0, workers=1, log=LOG, extra=[extra], slides=slides)
+    patches = read_patches(out).dropna(subset="slide")
+    assert dict(zip(patches["id"].map(lambda i: int(i, 16)), patches["slide"], strict=True)) == {
+        2: "s2", 3: "s3", **dict.fromkeys(range(50, 54), "further"),
+    }  # fmt: skip
+    assert report["slides"]["table"] == "wsi.csv and slides.csv"
+
+
 def test_same_id_in_two_archives_is_refused(tmp_path: Path) -> None:
     main = write_archive("zip", tmp_path, tiny_files())
     with pytest.raises(ArchiveError, match=f"duplicate id {patch_id(6)}"):
@@ -126,7 +160,8 @@ def test_same_id_in_two_archives_is_refused(tmp_path: Path) -> None:
 
 
 def opened(path: Path, extra: Path, no_submission: bool) -> Archive:
-    return open_archives(path, [extra], no_submission=no_submission, h5_sha256=pins(extra))
+    h5_sha256 = {k: v for p in (path, extra) if p.is_dir() for k, v in pins(p).items()}
+    return open_archives(path, [extra], no_submission=no_submission, h5_sha256=h5_sha256)
 
 
 def test_pcam_beside_kaggle_needs_no_submission(tmp_path: Path) -> None:
@@ -135,6 +170,36 @@ def test_pcam_beside_kaggle_needs_no_submission(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"drawn from it.*ingest\.no_submission: true"):
         opened(main, extra, no_submission=False)
     assert len(opened(main, extra, no_submission=True).images("train") or []) == 6 + 8
+
+
+def test_a_refused_combination_unpacks_nothing(tmp_path: Path) -> None:
+    """Catches 8 GB left in .cache by an archive that was refused after it was unpacked."""
+    main, extra = write_archive("zip", tmp_path, tiny_files()), write_pcam(tmp_path / "p", gz=True)
+    with pytest.raises(ArchiveError, match="drawn from it"):
+        opened(extra, main, no_submission=False)
+    with pytest.raises(ArchiveError, match="archive not found"):
+        opened(extra, tmp_path / "nowhere.zip", no_submission=True)
+    assert unpacked_folders() == []
+
+
+def test_two_packed_pcam_folders_are_open_at_once(tmp_path: Path) -> None:
+    """Catches the second waiting for the lock that the first holds, in the same process."""
+    first = write_pcam(tmp_path / "a", gz=True, splits={"train": 4})
+    second = shutil.copytree(first, tmp_path / "b")
+    with pytest.raises(ArchiveError, match="duplicate id"):
+        opened(first, second, no_submission=True)
+    assert unpacked_folders() == []
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_no_submission_needs_no_test_images(tmp_path: Path, kind: str) -> None:
+    """Catches asking for a folder that would be left out anyway."""
+    files = {n: data for n, data in tiny_files().items() if n.startswith("train")}
+    main = write_archive(kind, tmp_path, files)
+    report = ingest_archive(
+        main, tmp_path / "out", max_bad=0, workers=1, log=LOG, no_submission=True
+    )
+    assert report["patches"] == {"train": 6, "test": 0}
 
 
 def test_no_submission_leaves_the_test_images_out(tmp_path: Path) -> None:
@@ -169,16 +234,21 @@ def test_table_of_slides_replaces_the_archives_own(tmp_path: Path, header: str) 
     ("data", "core"),
     [
         (None, "slides file not found"),
+        ("folder", r"slides file is a folder: .*slides\.csv; set ingest\.slides to the csv"),
         (b"\xff\xfei\0d\0", "not UTF-8: slides.csv"),
         (table("id,slide", [(patch_id(1), "a"), (patch_id(1), "b")]), "conflicting slides for id"),
         (table("id,slide", [(patch_id(1), "a"), (patch_id(1), "a")]), "duplicate id"),
         (table("patch,slide", []), "expected columns id,slide or id,wsi"),
     ],
 )
-def test_bad_tables_of_slides_are_refused(tmp_path: Path, data: bytes | None, core: str) -> None:
+def test_bad_tables_of_slides_are_refused(
+    tmp_path: Path, data: bytes | str | None, core: str
+) -> None:
     main = write_archive("zip", tmp_path, tiny_files())
     slides = tmp_path / "slides.csv"
-    if data is not None:
+    if data == "folder":
+        slides.mkdir()
+    elif isinstance(data, bytes):
         slides.write_bytes(data)
     with pytest.raises((ArchiveError, TableError), match=core):
         ingest_archive(main, tmp_path / "out", max_bad=0, workers=1, log=LOG, slides=slides)
