@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from src.data.grouping import Grouping
 
 MIN_GROUPS_PER_CLASS = 5
+MAX_RELATIVE_MISS = 0.3  # of a split's share; few or uneven groups can't be dealt out better
 
 
 def main() -> None:
@@ -93,12 +94,13 @@ def _report(
     labelled: "pd.DataFrame", written: "pd.DataFrame", grouping: "Grouping", params: SplitParams
 ) -> dict[str, Any]:
     from src.data.grouping import GROUPS_ARE
-    from src.data.splitting import audit_leaks, summarise_splits
+    from src.data.split_audit import audit_leaks, summarise_splits
+    from src.data.split_table import real_groups
 
     audit = audit_leaks(labelled, written, by_slide=grouping.group_by == "slide")
     if any(audit.values()):
         raise RuntimeError(f"the split leaks: {audit}")
-    summary = summarise_splits(labelled, written)
+    summary = summarise_splits(labelled, written, group_by=grouping.group_by)
     n = len(labelled)
     report = {
         "seed": params.seed,
@@ -107,10 +109,11 @@ def _report(
         "slide_disjoint": grouping.slide_disjoint,
         "n_patches": n,
         "tumour_fraction": float(labelled["label"].mean()),
-        "n_groups": len(set(grouping.names)),
+        "n_groups": int(real_groups(written["group"], grouping.group_by).nunique()),
         "n_slides": grouping.n_slides,
         "n_groups_joined": grouping.n_slides_joined,
         "n_patches_without_slide": grouping.n_without_slide,
+        "n_patches_without_stain": grouping.n_without_stain,
         "n_patches_kept_in_train": int(grouping.train_only.sum()),
         "n_patches_with_identical_pixels": grouping.n_duplicates,
         "n_patches_with_near_duplicates": grouping.n_near_duplicates,
@@ -159,7 +162,21 @@ def _warnings(report: dict[str, Any]) -> list[str]:
             f"{report['n_patches_without_slide']:,} patches of unknown slide stay in train; their "
             "slides may also be in val or holdout (slide_disjoint: false)"
         )
+    if report["n_patches_without_stain"]:
+        warnings.append(
+            f"{report['n_patches_without_stain']:,} blank patches show no stain and stay in train"
+        )
+    for name, wanted in report["fraction_wanted"].items():
+        got = report["fraction_got"][name]
+        if abs(got - wanted) > MAX_RELATIVE_MISS * wanted:
+            warnings.append(
+                f"{name} holds {100 * got:.1f} % of the patches, {100 * wanted:.1f} % were wanted: "
+                f"{report['n_patches_kept_in_train']:,} patches must stay in train, and groups go "
+                "as a whole"
+            )
     for name, part in report["splits"].items():
+        if name == "train" and report["n_patches_kept_in_train"]:
+            continue  # nobody knows how many slides those are of
         if part["min_groups_per_class"] < MIN_GROUPS_PER_CLASS:
             warnings.append(
                 f"{name} holds one class in only {part['min_groups_per_class']:,} groups: figures "

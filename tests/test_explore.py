@@ -178,7 +178,7 @@ def test_patch_without_a_split_is_refused(tmp_path):
     _, table = write_data(tmp_path)
     labelled = table[table["subset"] == "train"]["id"].tolist()
     folder = write_split_folder(tmp_path / "split", labelled[1:], ["train"] * 11)
-    write_json(folder / "split.json", {})
+    write_json(folder / "split.json", {"group_by": "patch"})
     write_manifest(folder)
     with pytest.raises(ExploreError, match="1 labelled patches have no split"):
         run_explore(tmp_path)

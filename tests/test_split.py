@@ -18,14 +18,16 @@ PARAMS = SplitParams(seed=1, group_by="auto", val_fraction=0.15, holdout_fractio
 
 
 def write_patches(folder, *, n=200, slides=True, n_unknown=0, n_test=10, label=None):
-    """``data/ingest`` with ``n`` labelled patches, ten a slide; without slides, in four stains."""
+    """``data/ingest`` with ``n`` labelled patches, ten a slide; patch i shows stain i % 6."""
     slide = [f"s{i // 10:02d}" if slides and i >= n_unknown else None for i in range(n)]
     labels = [int(i % 10 < 4) if label is None else label for i in range(n)]
-    # least variance in red, green or blue, or between: what a stain plane's normal sees
-    planes = np.array([[1, 5, 5], [5, 1, 5], [5, 5, 1], [2, 5, 1]]) / 100
-    density = np.full((n + n_test, 9), 0.0)
-    density[:, :3] = 0.25
-    density[:, [3, 6, 8]] = planes[np.arange(n + n_test) % 4]
+    # least variance along one of six directions: what a stain plane's normal sees
+    normals = np.array(
+        [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.6, 0.8, 0], [0.6, 0, 0.8], [0, 0.6, 0.8]]
+    )
+    covariances = 0.05 * np.eye(3) - 0.04 * normals[:, :, None] * normals[:, None]
+    density = np.full((n + n_test, 9), 0.25)
+    density[:, 3:] = covariances[:, *np.triu_indices(3)][np.arange(n + n_test) % 6]
     table = patches_frame(labels, n_test=n_test, slides=slide, density=density)
     write_store(folder, table)
     return table
@@ -130,13 +132,50 @@ def test_stain_groups_are_called_a_stand_in_everywhere(tmp_path, caplog):
 
 
 def test_fewer_than_five_groups_of_a_class_are_warned_of(tmp_path):
-    """20 slides: val and holdout get 3 each; 140 slides: 21."""
-    write_patches(tmp_path / "ingest")
+    """27 slides: val and holdout get 4 each; 33 slides: 5."""
+    write_patches(tmp_path / "ingest", n=270)
     report = run_split(tmp_path)
-    assert report["splits"]["holdout"]["min_groups_per_class"] == 3
-    assert "holdout holds one class in only 3 groups" in " ".join(report["warnings"])
-    write_patches(tmp_path / "ingest", n=1_400)
-    assert run_split(tmp_path)["warnings"] == []
+    assert report["splits"]["holdout"]["min_groups_per_class"] == 4
+    assert "holdout holds one class in only 4 groups" in " ".join(report["warnings"])
+    write_patches(tmp_path / "ingest", n=330)
+    report = run_split(tmp_path)
+    assert report["splits"]["holdout"]["min_groups_per_class"] == 5
+    assert report["warnings"] == []
+
+
+def test_blank_patches_stay_in_train_and_are_no_groups(tmp_path):
+    """Catches blanks counted as clusters: 'fewer than 5' would never be said at Kaggle's size."""
+    table = write_patches(tmp_path / "ingest", n=400, slides=False)
+    table.loc[:39, "flags"] = "blank_white"
+    write_store(tmp_path / "ingest", table)
+    report = run_split(tmp_path)
+    written = pd.read_parquet(tmp_path / "split" / "split.parquet").merge(table, on="id")
+    assert set(written.loc[written["flags"] != "", "split"]) == {"train"}
+    assert report["n_groups"] == 6
+    assert sum(part["n_groups"] for part in report["splits"].values()) == 6
+    assert report["splits"]["train"]["n_patches"] == 400 - 2 * 60 - 60
+    assert report["n_patches_without_stain"] == 40
+    assert "40 blank patches show no stain and stay in train" in " ".join(report["warnings"])
+    assert "holdout holds one class in only 2 groups" in " ".join(report["warnings"])
+
+
+@pytest.mark.parametrize(("n_unknown", "warned"), [(140, False), (170, True)])
+def test_splits_far_from_the_wanted_share_are_warned_of(tmp_path, n_unknown, warned):
+    """200 patches, 30 wanted in val: with 140 unknown it gets 30, with 170 only 10."""
+    write_patches(tmp_path / "ingest", n_unknown=n_unknown)
+    report = run_split(tmp_path)
+    said = " ".join(report["warnings"])
+    expected = "val holds 5.0 % of the patches, 15.0 % were wanted: 170 patches must stay in train"
+    assert (expected in said) is warned
+    assert ("were wanted" in said) is warned
+    assert "train holds one class" not in said, "slides of its patches are unknown, not few"
+
+
+def test_three_slides_are_refused_before_anything_is_trained(tmp_path):
+    """Catches a holdout of one slide: evaluate refuses it, after the training."""
+    write_patches(tmp_path / "ingest", n=30)
+    with pytest.raises(SplitError, match="two for holdout"):
+        run_split(tmp_path)
 
 
 def test_a_fold_replaces_the_fractions(tmp_path):

@@ -15,7 +15,7 @@ from src.data.exploration import ChannelStatistics, PixelSurvey
 from src.data.optical_density import MEAN_COLUMNS, stain_densities
 from src.data.packed import open_pixels, read_patches
 from src.data.split_comparison import report_comparison, split_features
-from src.data.split_table import read_split
+from src.data.split_table import read_split, real_groups
 from src.system.durable import read_json, verify_file
 from src.system.errors import ProjectError
 from src.system.progress import progress
@@ -34,7 +34,8 @@ class Packed:
     train, test : tables of patches with columns id, label, slide, sha256, flags
     labels : (n,) 0 normal, 1 tumour, of train
     train_pixels, test_pixels : (n, 96, 96, 3) uint8, memory-mapped
-    splits, groups : (n,) str, of train
+    splits : (n,) str, of train
+    groups : (n,) str, of train; null where a patch's slide or stain cluster is unknown
     split_report : ``split.json``
     """
 
@@ -105,6 +106,7 @@ def open_packed(ingest: Path, split: Path) -> Packed:
             "run: dvc repro split"
         )
     verify_file(split / paths.SPLIT_REPORT.name)
+    split_report = read_json(split / paths.SPLIT_REPORT.name)
     return Packed(
         train=tables["train"],
         test=tables["test"],
@@ -112,8 +114,8 @@ def open_packed(ingest: Path, split: Path) -> Packed:
         train_pixels=pixels["train"],
         test_pixels=pixels["test"],
         splits=placed["split"],
-        groups=placed["group"],
-        split_report=read_json(split / paths.SPLIT_REPORT.name),
+        groups=real_groups(placed["group"], split_report["group_by"]),
+        split_report=split_report,
     )
 
 

@@ -5,7 +5,6 @@ stand-in, their exact pixels, their set of near-duplicates. A further reason to 
 together is one more column of keys.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from src.data.components import connected_components
 from src.data.near_duplicates import near_duplicate_sets
+from src.data.split_table import SINGLE
 from src.data.stain_groups import stain_clusters
 from src.system.errors import ProjectError
 
@@ -39,13 +40,14 @@ class Grouping:
     group_by : slide, stain or patch
     names : (n,) str, equal for patches of one group
     near : (n,) Int64, key of the set of near-duplicates, null where there is none
-    train_only : (n,) bool, True in every group that holds a patch of unknown slide while other
-        slides are known: nobody can tell which slide such a patch shares
+    train_only : (n,) bool, True in every group that holds a patch of unknown slide, or a blank one
+        where stain clusters stand in: nobody can tell which slide such a patch shares
     slide_disjoint : whether keeping groups whole keeps slides whole; needs every patch's slide
     n_slides : known slides
     n_slides_joined : slides (or their stand-ins) that share a group with another, by identical
         pixels or near-duplicates
     n_without_slide : patches of unknown slide
+    n_without_stain : blank patches, where stain clusters are the groups
     n_duplicates : patches whose exact pixels another patch has too
     n_near_duplicates : patches with a near-duplicate, exact ones included
     """
@@ -58,6 +60,7 @@ class Grouping:
     n_slides: int
     n_slides_joined: int
     n_without_slide: int
+    n_without_stain: int
     n_duplicates: int
     n_near_duplicates: int
 
@@ -66,7 +69,8 @@ def group_patches(patches: pd.DataFrame, *, group_by: GroupBy, seed: int) -> Gro
     """Group n labelled patches, whatever the order of the rows.
 
     A group bears the name of its slide (the first in alphabetical order where several are joined),
-    ``stain:<cluster>``, or ``patch:<first id>`` where it has neither.
+    ``stain:<cluster>``, or ``patch:<first id>`` where it has neither. Where stain clusters are the
+    groups, patches that look alike are in the cluster of most of them.
 
     Parameters
     ----------
@@ -83,21 +87,23 @@ def group_patches(patches: pd.DataFrame, *, group_by: GroupBy, seed: int) -> Gro
     patches = patches.reset_index(drop=True)
     slides, sha256 = patches["slide"], patches["sha256"]
     chosen = _choose(group_by, slides)
-    units = _units(chosen, patches, seed)
     near = near_duplicate_sets(patches)
-    component = connected_components([units, sha256, near])
+    look_alikes = pd.Series(connected_components([sha256, near]))
+    units = _units(chosen, patches, look_alikes, seed)
+    component = connected_components([units, look_alikes])
     units_of_component = units.groupby(component).nunique()
     slide_known = slides.notna().to_numpy(dtype=bool)
-    by_slide = chosen == "slide"
+    unplaced = units.isna().to_numpy(dtype=bool) & (chosen != "patch")
     return Grouping(
         group_by=chosen,
         names=_component_names(component, patches["id"], units),
         near=near,
-        train_only=_in_component_with(component, ~slide_known & by_slide),
-        slide_disjoint=by_slide and bool(slide_known.all()) and len(patches) > 0,
+        train_only=_in_component_with(component, unplaced),
+        slide_disjoint=chosen == "slide" and bool(slide_known.all()) and len(patches) > 0,
         n_slides=int(slides.nunique()),
         n_slides_joined=int(units_of_component[units_of_component > 1].sum()),
         n_without_slide=int((~slide_known).sum()),
+        n_without_stain=int(unplaced.sum()) if chosen == "stain" else 0,
         n_duplicates=int(sha256.duplicated(keep=False).sum()),
         n_near_duplicates=int(near.notna().sum()),
     )
@@ -115,39 +121,33 @@ def _choose(group_by: GroupBy, slides: pd.Series) -> str:
     return group_by
 
 
-def _units(group_by: str, patches: pd.DataFrame, seed: int) -> pd.Series:
-    """(n,) str, what keeps patches together beside their pixels; null where nothing does."""
+def _units(group_by: str, patches: pd.DataFrame, look_alikes: pd.Series, seed: int) -> pd.Series:
+    """(n,) str, what keeps patches together beside their pixels; null where nothing does.
+
+    ``look_alikes`` (n,) are equal for patches that must stay together for their pixels' sake.
+    """
     if group_by == "slide":
         return patches["slide"]
     nothing = pd.Series(None, index=patches.index, dtype="str")
     if group_by == "patch":
         return nothing
     clusters = stain_clusters(patches, seed=seed)
-    named = clusters.dropna().map(lambda number: f"stain:{number:03d}")
+    together = _most_common_within(clusters, look_alikes).dropna()
+    named = together.map(lambda number: f"stain:{number:03d}")
     return named.astype("str").reindex(patches.index)
 
 
-def connected_components(keys: Sequence[pd.Series]) -> NDArray[np.int64]:
-    """Number, for each of n rows, the component it is in; rows with an equal key are connected.
+def _most_common_within(clusters: pd.Series, look_alikes: pd.Series) -> pd.Series:
+    """Each patch in the cluster of most of its look-alikes, the first of equally many.
 
-    Each series of ``keys`` is (n,); a null key connects nothing, and equal values in two different
-    series are not the same key.
+    A cluster is only a stand-in: a patch may change it, where two slides would have to be joined.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components as components_of
-
-    n = len(keys[0])
-    rows, nodes, n_nodes = [], [], n
-    for key in keys:
-        codes, values = pd.factorize(key)
-        has_key = np.flatnonzero(codes >= 0)
-        rows.append(has_key)
-        nodes.append(codes[has_key] + n_nodes)
-        n_nodes += len(values)
-    row, node = np.concatenate(rows), np.concatenate(nodes)
-    edges = coo_array((np.ones(len(row), dtype=np.int8), (row, node)), shape=(n_nodes, n_nodes))
-    _, component = components_of(edges, directed=False)
-    return np.asarray(component[:n], dtype=np.int64)
+    of_several = look_alikes.duplicated(keep=False) & clusters.notna()
+    commonest = (
+        clusters[of_several].groupby(look_alikes[of_several]).agg(lambda found: found.mode()[0])
+    )
+    moved = look_alikes[of_several].map(commonest).astype(clusters.dtype)
+    return moved.reindex(clusters.index).fillna(clusters)
 
 
 def _component_names(
@@ -156,7 +156,7 @@ def _component_names(
     first_id = _first_of_component(component, ids)
     first_unit = _first_of_component(component, units.dropna())
     names = first_unit.reindex(first_id.index)
-    named = names.where(names.notna(), "patch:" + first_id)
+    named = names.where(names.notna(), SINGLE + first_id)
     return np.asarray(named.loc[component.tolist()], dtype=np.str_)
 
 

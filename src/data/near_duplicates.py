@@ -19,7 +19,7 @@ from src.data.perceptual_hash import orientations
 MAX_DISTANCE = 3
 
 # of the channels' mean and standard deviation; brightness ± 5 % moves them by 0.03
-_MAX_DENSITY_APART = 0.04
+MAX_DENSITY_APART = 0.04
 
 _CANDIDATES_AT_ONCE = 2_000_000
 _VARIANCE_COLUMNS = ("od_cov_rr", "od_cov_gg", "od_cov_bb")
@@ -65,13 +65,18 @@ def near_duplicate_pairs(hashes: NDArray[np.uint64], *, max_distance: int) -> Pa
     return np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0).astype(np.int64)
 
 
+def colours(patches: pd.DataFrame) -> NDArray[np.float64]:
+    """(n, 6) mean and standard deviation of the optical density of each channel."""
+    means = patches[list(MEAN_COLUMNS)].to_numpy(dtype=np.float64)
+    variances = patches[list(_VARIANCE_COLUMNS)].to_numpy(dtype=np.float64)
+    return np.concatenate([means, np.sqrt(np.maximum(variances, 0))], axis=1)
+
+
 def _same_colours(patches: pd.DataFrame, pairs: Pairs) -> NDArray[np.bool_]:
     """(m,) whether mean and spread of each channel's optical density agree."""
-    moments = patches[list(MEAN_COLUMNS)].to_numpy(dtype=np.float64)
-    variances = patches[list(_VARIANCE_COLUMNS)].to_numpy(dtype=np.float64)
-    colours = np.concatenate([moments, np.sqrt(np.maximum(variances, 0))], axis=1)
-    apart = np.abs(colours[pairs[:, 0]] - colours[pairs[:, 1]])
-    return np.asarray((apart <= _MAX_DENSITY_APART).all(axis=1))
+    values = colours(patches)
+    apart = np.abs(values[pairs[:, 0]] - values[pairs[:, 1]])
+    return np.asarray((apart <= MAX_DENSITY_APART).all(axis=1))
 
 
 def _bands(n: int) -> list[np.uint64]:

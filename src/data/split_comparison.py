@@ -90,7 +90,7 @@ def _describe(
 ) -> dict[str, Any]:
     return {
         "n_patches": int(inside.sum()),
-        "n_groups": len(set(groups[inside])),
+        "n_groups": int(groups[inside].nunique()),
         "tumour_fraction": round(float(labels[inside].mean()), 6),
         "percentiles": {
             name: [round(float(v), 5) for v in np.percentile(features[name][inside], PERCENTILES)]

@@ -19,6 +19,8 @@ from src.system.errors import ProjectError
 if TYPE_CHECKING:
     import pandas as pd
 
+SINGLE = "patch:"  # begins the name of a group that has neither slide nor stain cluster
+
 _AGAIN = "run: dvc repro --force split"
 
 
@@ -51,6 +53,14 @@ def read_split(path: Path = paths.SPLIT) -> "pd.DataFrame":
     except (ArrowException, OSError, ValueError) as error:
         raise SplitTableError(f"not a table of splits: {path} ({error}); {_AGAIN}") from error
     return check_split(frame, path.name, _AGAIN)
+
+
+def real_groups(groups: "pd.Series", group_by: str) -> "pd.Series":
+    """``groups`` (n,), null where one isn't what ``group_by`` says it is.
+
+    Only where single patches are the groups is a patch of unknown slide or stain one.
+    """
+    return groups if group_by == "patch" else groups.mask(groups.str.startswith(SINGLE))
 
 
 def write_split(frame: "pd.DataFrame", path: Path) -> None:

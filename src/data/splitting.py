@@ -6,10 +6,8 @@ split is near its share of both classes; groups of one patch fill what is left, 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from src.data.schemas import SPLITS
@@ -17,6 +15,8 @@ from src.data.terms import CLASSES
 from src.system.errors import ProjectError
 
 TRAIN = SPLITS.index("train")
+# holdout's intervals are drawn by resampling its groups, which takes two
+MIN_GROUPS = {"train": 1, "val": 1, "holdout": 2}
 
 _PROPOSALS_A_ROUND = 2_000
 _MAX_ROUNDS = 400
@@ -61,7 +61,8 @@ def split_groups(
     Raises
     ------
     SplitError
-        Fewer than 3 groups, one class only, or a split that is left without one of the classes.
+        Fewer than 4 groups, one class only, or a split that is left without one of the classes or
+        with fewer groups than ``MIN_GROUPS``.
     """
     names, group_of_patch = np.unique(groups, return_inverse=True)
     per_group = _count_classes(group_of_patch, labels, len(names))
@@ -70,8 +71,9 @@ def split_groups(
     _check_groups(per_group, pinned)
 
     rng = np.random.default_rng(seed)
-    split_of_group = _assign(per_group, pinned, fractions.as_array(), rng)
-    _check_splits(split_of_group, per_group)
+    at_least = np.array([MIN_GROUPS[split] for split in SPLITS])
+    split_of_group = _assign(per_group, pinned, fractions.as_array(), at_least, rng)
+    _check_splits(split_of_group, per_group, at_least)
     return np.array(SPLITS)[split_of_group[group_of_patch]]
 
 
@@ -96,73 +98,21 @@ def split_folds(
     pinned = np.zeros(len(names), dtype=bool)
     pinned[group_of_patch[train_only]] = True
     free = np.flatnonzero(~pinned)
-    if len(free) < n_folds:
+    per_fold = MIN_GROUPS["holdout"]  # each fold is holdout once
+    if len(free) < per_fold * n_folds:
         raise SplitError(
-            f"{len(free)} groups may leave train, {n_folds} folds need as many; "
+            f"{len(free)} groups may leave train, {n_folds} folds need {per_fold} each; "
             "lower split.n_folds, or use an archive with more slides"
         )
     rng = np.random.default_rng(seed)
     nowhere = np.zeros(len(free), dtype=bool)
-    fold_of_free = _assign(per_group[free], nowhere, np.full(n_folds, 1 / n_folds), rng)
+    shares, at_least = np.full(n_folds, 1 / n_folds), np.full(n_folds, per_fold)
+    fold_of_free = _assign(per_group[free], nowhere, shares, at_least, rng)
     _check_folds(fold_of_free, per_group[free], n_folds)
     split_of_group = np.full(len(names), TRAIN, dtype=np.intp)
     split_of_group[free[fold_of_free == (fold + 1) % n_folds]] = SPLITS.index("val")
     split_of_group[free[fold_of_free == fold]] = SPLITS.index("holdout")
     return np.array(SPLITS)[split_of_group[group_of_patch]]
-
-
-def summarise_splits(labelled: pd.DataFrame, split: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Counts of patches and groups, by class, of each split.
-
-    ``labelled`` has columns id, label; ``split`` has id, split, group.
-    """
-    joined = split.merge(labelled[["id", "label"]], on="id", validate="one_to_one")
-    summary = {}
-    for name in SPLITS:
-        part = joined[joined["split"] == name]
-        by_label = part.groupby("label")["group"].nunique()
-        summary[name] = {
-            "n_patches": len(part),
-            "n_tumour": int(part["label"].sum()),
-            "tumour_fraction": float(part["label"].mean()),
-            "n_groups": int(part["group"].nunique()),
-            "n_groups_with_normal": int(by_label.get(0, 0)),
-            "n_groups_with_tumour": int(by_label.get(1, 0)),
-            "min_groups_per_class": int(min(by_label.get(0, 0), by_label.get(1, 0))),
-        }
-    return summary
-
-
-def audit_leaks(labelled: pd.DataFrame, split: pd.DataFrame, *, by_slide: bool) -> dict[str, int]:
-    """Count what would be a leak, from the split's rows alone; all are 0 in a sound split.
-
-    Slides are counted only where they are the groups: elsewhere nobody promised to keep them whole.
-
-    Parameters
-    ----------
-    labelled
-        Columns id, slide (nullable), sha256 and near (set of near-duplicates, nullable).
-    split
-        Columns id, split, group.
-    """
-    joined = labelled.merge(split, on="id", how="outer", indicator=True)
-    crossing = {
-        "groups_crossing_splits": "group",
-        "identical_pixels_crossing_splits": "sha256",
-        "near_duplicates_crossing_splits": "near",
-    } | ({"slides_crossing_splits": "slide"} if by_slide else {})
-    return {name: _n_crossing(joined, key) for name, key in crossing.items()} | {
-        "patches_not_in_exactly_one_split": int(
-            (joined["_merge"] != "both").sum()
-            + joined["id"].duplicated().sum()
-            + (~split["split"].isin(SPLITS)).sum()
-        ),
-    }
-
-
-def _n_crossing(joined: pd.DataFrame, key: str) -> int:
-    splits_per_key = joined.dropna(subset=[key]).groupby(key)["split"].nunique()
-    return int((splits_per_key > 1).sum())
 
 
 def _count_classes(
@@ -176,9 +126,13 @@ def _assign(
     per_group: Counts,
     pinned: NDArray[np.bool_],
     fractions: NDArray[np.float64],
+    at_least: NDArray[np.int64],
     rng: np.random.Generator,
 ) -> NDArray[np.intp]:
-    """The part, 0 … len(fractions) − 1, of each group; ``pinned`` groups are in part 0."""
+    """The part, 0 … len(fractions) − 1, of each group; ``pinned`` groups are in part 0.
+
+    A part gets ``at_least`` (n_parts,) groups, if that leaves no part without a class.
+    """
     n_parts = len(fractions)
     part_of_group = np.zeros(len(per_group), dtype=np.intp)
     single = (per_group.sum(axis=1) == 1) & ~pinned
@@ -197,7 +151,36 @@ def _assign(
         members = np.flatnonzero(single & (per_group[:, label] == 1))
         shares = _apportion(len(members), need[:, label], lacking=filled[:, label] == 0)
         part_of_group[rng.permutation(members)] = np.repeat(np.arange(n_parts), shares)
-    return part_of_group
+    wanted = np.outer(fractions, per_group.sum(axis=0))
+    return _fill_up(part_of_group, per_group, pinned, wanted, at_least)
+
+
+def _fill_up(
+    part_of_group: NDArray[np.intp],
+    per_group: Counts,
+    pinned: NDArray[np.bool_],
+    wanted: Counts,
+    at_least: NDArray[np.int64],
+) -> NDArray[np.intp]:
+    """Move groups to parts with fewer than ``at_least``, each time the one that costs least."""
+    parts = part_of_group.copy()
+    n_groups = np.bincount(parts, minlength=len(wanted))
+    while (n_groups < at_least).any():
+        target = int(np.argmax(at_least - n_groups))
+        counts = _per_part(parts, per_group, len(wanted))
+        movable = np.flatnonzero(~pinned & (n_groups > at_least)[parts])
+        movable = movable[
+            ((counts[parts[movable]] > per_group[movable]) | (per_group[movable] == 0)).all(axis=1)
+        ]
+        if len(movable) == 0:
+            break
+        tried = np.repeat(counts[None], len(movable), axis=0)
+        tried[np.arange(len(movable)), parts[movable]] -= per_group[movable]
+        tried[:, target] += per_group[movable]
+        best = movable[int(np.argmin(_cost(tried, wanted)))]
+        parts[best] = target
+        n_groups = np.bincount(parts, minlength=len(wanted))
+    return parts
 
 
 def _deal(
@@ -307,23 +290,31 @@ def _apportion(
 
 
 def _check_groups(per_group: Counts, pinned: NDArray[np.bool_]) -> None:
-    n_groups, n_pinned = len(per_group), int(pinned.sum())
-    if n_groups < 3:
+    n_groups, n_free = len(per_group), len(per_group) - int(pinned.sum())
+    needed = sum(MIN_GROUPS.values())
+    if n_groups < needed:
         raise SplitError(
-            f"{n_groups} groups of labelled patches, train, val and holdout need at least 3; "
-            "use an archive with more slides, or without slides.csv to split by patch"
+            f"{n_groups} groups of labelled patches, at least {needed} needed: one each for train "
+            "and val, two for holdout, whose intervals resample groups; use an archive with more "
+            "slides, or set split.group_by: patch"
         )
-    if n_groups - n_pinned < 2:
+    if n_free < needed - MIN_GROUPS["train"]:
         raise SplitError(
-            f"only {n_groups - n_pinned} of {n_groups} groups may leave train (the others hold "
-            "patches of unknown slide), val and holdout need 2; name more patches' slides"
+            f"only {n_free} of {n_groups} groups may leave train (the others hold patches of "
+            "unknown slide or stain); val needs 1 and holdout 2: name more patches' slides, or set "
+            "split.group_by: patch"
         )
     for label, name in enumerate(CLASSES):
         if per_group[:, label].sum() == 0:
-            raise SplitError(f"need both classes to split; no {name} patch among the labelled ones")
+            raise SplitError(
+                f"need both classes to split; no {name} patch among the labelled ones; "
+                "use an archive with both"
+            )
 
 
-def _check_splits(split_of_group: NDArray[np.intp], per_group: Counts) -> None:
+def _check_splits(
+    split_of_group: NDArray[np.intp], per_group: Counts, at_least: NDArray[np.int64]
+) -> None:
     for split, split_name in enumerate(SPLITS):
         inside = per_group[split_of_group == split]
         for label, class_name in enumerate(CLASSES):
@@ -335,6 +326,12 @@ def _check_splits(split_of_group: NDArray[np.intp], per_group: Counts) -> None:
                     f"with more groups that hold {class_name} patches, or raise "
                     "split.val_fraction or split.holdout_fraction"
                 )
+        if len(inside) < at_least[split]:
+            raise SplitError(
+                f"split {split_name} would hold {len(inside)} of {len(per_group)} groups, at least "
+                f"{at_least[split]} needed; use an archive with more groups that hold both "
+                "classes, or set split.group_by: patch"
+            )
 
 
 def _check_folds(fold_of_group: NDArray[np.intp], per_group: Counts, n_folds: int) -> None:

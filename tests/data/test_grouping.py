@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.data.grouping import GroupingError, connected_components, group_patches
+from src.data.components import connected_components
+from src.data.grouping import GroupingError, group_patches
 from tests.data.tables import patches_frame
 
 
@@ -99,6 +100,50 @@ def test_near_duplicates_share_a_group_in_every_mode():
         assert groups["a"] == groups["b"]
         assert len(set(groups.values())) == 3
         assert grouping.n_near_duplicates == 2
+
+
+def stained(n_per_stain, n_stains=3):
+    """Densities (n, 9) of patches in ``n_stains`` stains, ``n_per_stain`` of each in turn."""
+    normals = np.eye(3)[:n_stains]
+    covariances = 0.05 * np.eye(3) - 0.04 * normals[:, :, None] * normals[:, None]
+    density = np.full((n_per_stain * n_stains, 9), 0.25)
+    density[:, 3:] = np.tile(covariances[:, *np.triu_indices(3)], (n_per_stain, 1))
+    return density
+
+
+def test_a_look_alike_moves_to_the_stain_cluster_of_most_and_joins_none():
+    """Catches one pair across two clusters making both one group of a tenth of the patches."""
+    ids = [f"{i:02d}" for i in range(30)]
+    digests = [f"d{i}" for i in range(30)]
+    digests[0] = digests[1] = digests[3] = "same"  # 0 and 3 are of one stain, 1 of another
+    hashes = [None] * 30
+    hashes[2], hashes[5], hashes[4] = 6, 6, 6  # as many turned copies as can be: 2 and 5, 4
+    density = stained(10)
+    density[[2, 4, 5], :3] = 0.25
+    grouping, groups = grouped(
+        ids, [None] * 30, digests, group_by="stain", density=density, phash=hashes
+    )
+    others = {i: groups[f"{i:02d}"] for i in range(6, 30)}
+    assert len(set(others.values())) == 3
+    assert groups["00"] == groups["01"] == groups["03"] == others[6]
+    assert groups["02"] == groups["05"] == others[8]
+    assert grouping.n_slides_joined == 0
+    assert grouping.n_duplicates == 3
+
+
+def test_blank_patches_have_no_cluster_and_stay_in_train():
+    """Catches a blank patch in holdout that passes for a group of its own."""
+    flags = ["blank_white", "blank_white", "blank_black", *[""] * 27]
+    ids = [f"{i:02d}" for i in range(30)]
+    digests = ["white", "white", *(f"d{i}" for i in range(28))]
+    grouping, groups = grouped(
+        ids, [None] * 30, digests, group_by="stain", density=stained(10), flags=flags
+    )
+    assert [groups[i] for i in ids[:3]] == ["patch:00", "patch:00", "patch:02"]
+    assert grouping.train_only.tolist() == [True] * 3 + [False] * 27
+    assert grouping.n_without_stain == 3
+    patch, _ = grouped(ids, [None] * 30, digests, group_by="patch", flags=flags)
+    assert not patch.train_only.any(), "among single patches a blank one is one of them"
 
 
 def test_auto_is_slide_where_any_is_known_and_stain_otherwise():

@@ -49,6 +49,19 @@ def test_both_sides_of_the_distance():
         assert bool(len(near_duplicate_pairs(pair, max_distance=4))) is expected
 
 
+def test_both_sides_of_what_is_measured_and_documented():
+    """Catches another MAX_DISTANCE or tolerance of colours than docs/grouping.md has measured."""
+    for n_bits, expected in ((3, 2), (4, 0)):
+        base = random_hashes(1)
+        pair = [int(base[0]), int(with_flipped_bits(base, n_bits)[0])]
+        assert near_duplicate_sets(patches_frame([0, 0], phash=pair)).notna().sum() == expected
+    for apart, expected in ((0.0399, 2), (0.0401, 0)):
+        density = np.full((2, 9), 0.25)
+        density[1, 1] += apart
+        frame = patches_frame([0, 0], phash=[6, 6], density=density)
+        assert near_duplicate_sets(frame).notna().sum() == expected
+
+
 def test_sets_are_followed_through_a_chain_and_unknown_hashes_match_nothing():
     hashes = [0b111110, 0b000110, 2**40 - 2, None, None, 0b000110 ^ (0b111 << 20)]
     frame = patches_frame([0] * 6, phash=hashes)

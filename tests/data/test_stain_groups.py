@@ -52,6 +52,10 @@ def test_row_order_is_irrelevant_and_the_seed_decides():
     expected = stain_clusters(frame, seed=1)
     shuffled = frame.sample(frac=1, random_state=2)
     assert stain_clusters(shuffled, seed=1).reindex(frame.index).equals(expected)
+    fewer = stain_clusters(frame, seed=1, n_clusters=4)
+    assert stain_clusters(frame, seed=1, n_clusters=4).equals(fewer)
+    others = [stain_clusters(frame, seed=seed, n_clusters=4) for seed in range(2, 6)]
+    assert any(not other.equals(fewer) for other in others)
 
 
 def test_blank_patches_have_no_stain():
