@@ -3,11 +3,13 @@
 import contextlib
 import importlib.util
 import io
+import shutil
 from logging import Logger
 from pathlib import Path
 from typing import Protocol
 
-from src.data.sources import open_archive
+from src.data.archives import ArchiveError, BadPatchError
+from src.data.zip_archive import ZipArchive
 from src.system.errors import ProjectError
 
 COMPETITION = "histopathologic-cancer-detection"
@@ -70,8 +72,9 @@ def kaggle_client() -> KaggleClient:
 def download_archive(folder: Path, client: KaggleClient, log: Logger) -> Path:
     """Fetch the archive into ``folder``, unless a sound one is there; return its path.
 
-    An interrupted download goes on where it stopped. ``folder`` gets the archive only when it is
-    complete.
+    An interrupted download goes on where it stopped. ``folder`` gets the archive only when all of
+    it agrees with the checksums in it; what doesn't is deleted, or Kaggle's client would take it
+    for done because of its size.
 
     Raises
     ------
@@ -84,7 +87,10 @@ def download_archive(folder: Path, client: KaggleClient, log: Logger) -> Path:
 
     archive = folder / ARCHIVE
     if archive.is_file():
-        open_archive(archive)
+        try:
+            ZipArchive(archive)
+        except ArchiveError as error:
+            raise ArchiveError(f"{error}: delete {archive} and run again") from error
         log.info(f"{ARCHIVE} is there already: not downloaded again")
         return archive
     partial = folder / ".partial"
@@ -100,9 +106,22 @@ def download_archive(folder: Path, client: KaggleClient, log: Logger) -> Path:
             f"can't reach Kaggle ({type(error).__name__}); check the network and run again, "
             "it goes on where it stopped"
         ) from error
-    open_archive(partial / ARCHIVE)
+    log.info(f"checking {ARCHIVE}")
+    try:
+        _check_all(partial / ARCHIVE)
+    except (ArchiveError, BadPatchError) as error:
+        shutil.rmtree(partial)
+        raise ArchiveError(f"the download is damaged, and deleted: {error}; run again") from error
     (partial / ARCHIVE).replace(archive)
-    for rest in partial.iterdir():
-        rest.unlink()
-    partial.rmdir()
+    shutil.rmtree(partial)
     return archive
+
+
+def _check_all(path: Path) -> None:
+    """Read every member, which compares it with its checksum; a minute for Kaggle's."""
+    archive = ZipArchive(path)
+    with archive.reader.open() as read:
+        for name in archive.names():
+            member = archive.member(name)
+            if member is not None:
+                read(member)

@@ -33,6 +33,7 @@ from src.system.errors import ProjectError
 CHUNK_PATCHES = 256  # 7 MB of pixels
 _MIN_PATCHES_A_PROCESS = 1_000  # fewer are decoded sooner than a process starts
 _CHUNKS_WAITING = 4  # per process
+_BAD_NAMED = 3  # unreadable images that the error names
 
 Advance = Callable[[int], None]
 
@@ -155,8 +156,8 @@ def pack_archive(
     )
     for decoded in _decode_all(chunks, _n_processes(workers, n_patches)):
         _add(packed[decoded.subset], decoded)
-        _check_bad(packed, max_bad)
         advance(len(decoded.digests))
+    _check_bad(packed, max_bad)  # at the end: the person is told of all of them at once
     for subset in packed.values():
         subset.rows = _close_gaps(subset)
     return packed
@@ -252,15 +253,16 @@ def _add(subset: PackedSubset, decoded: DecodedChunk) -> None:
 
 def _check_bad(packed: dict[str, PackedSubset], max_bad: int) -> None:
     bad = [
-        (f"{name}/{patch_id}{IMAGE_SUFFIX}", reason)
+        f"{name}/{patch_id}{IMAGE_SUFFIX}: {reason}"
         for name, subset in packed.items()
         for patch_id, reason in subset.bad.items()
     ]
     if len(bad) > max_bad:
-        name, reason = bad[max_bad]
+        images = f"{len(bad):,} unreadable image{'s' if len(bad) > 1 else ''}"
+        more = ", …" if len(bad) > _BAD_NAMED else ""
         raise PackingError(
-            f"unreadable image {name}: {reason}; fetch the archive again, or set "
-            f"ingest.max_bad above {max_bad} to quarantine such images"
+            f"{images}, {max_bad:,} allowed: {', '.join(bad[:_BAD_NAMED])}{more}; fetch the "
+            f"archive again, or set ingest.max_bad: {len(bad)} to quarantine them"
         )
 
 

@@ -4,6 +4,7 @@ A folder of several files gets ``manifest.json`` (SHA-256 and size of each file)
 readers call :func:`verify_folder` before they trust what lies there.
 """
 
+import errno
 import functools
 import hashlib
 import json
@@ -15,17 +16,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from src import paths
 from src.system.errors import ProjectError
+from src.system.log import get_logger
 
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class IntegrityError(ProjectError):
     """A file is missing, extra or not the bytes its manifest names."""
+
+
+class WriteError(ProjectError):
+    """The disk is full, or the user may not write there."""
 
 
 def sha256_file(path: Path) -> str:
@@ -42,16 +50,39 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success it durably becomes ``path``.
 
     If the block raises, the temporary file is removed and ``path`` is as it was.
+
+    Raises
+    ------
+    WriteError
+        The disk is full, or the user may not write there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    with _saying_what_to_do(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _fsync_file(temporary)
+            temporary.replace(path)
+            _fsync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _saying_what_to_do(path: Path) -> Iterator[None]:
+    """Turn what a person can mend of ``path``'s disk into one line; other errors pass."""
     try:
-        yield temporary
-        _fsync_file(temporary)
-        temporary.replace(path)
-        _fsync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        place = Path(str(error.filename or path))
+        if error.errno in _FULL:
+            raise WriteError(f"disk full: writing {path}; free some space, run again") from error
+        ours = (path.parent, paths.CACHE)
+        if error.errno in _FORBIDDEN and any(place.is_relative_to(folder) for folder in ours):
+            raise WriteError(
+                f"permission denied: {place}; allow your user to write in {place.parent}"
+            ) from error
+        raise
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -82,11 +113,16 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
     If the block raises, the folder is removed and what was at ``path`` is untouched. If the process
     is killed, the next one that writes ``path`` clears what it left. Two at once take turns.
+
+    Raises
+    ------
+    WriteError
+        The disk is full, or the user may not write there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.tmp"
     retired = path.parent / f".{path.name}.old"
-    with _writer_lock(path):
+    with _saying_what_to_do(path), _writer_lock(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         _settle(path, temporary, retired)  # what a killed process left
         temporary.mkdir()
         try:
@@ -100,11 +136,22 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             _settle(path, temporary, retired)
 
 
-def _writer_lock(path: Path) -> FileLock:
+@contextmanager
+def _writer_lock(path: Path) -> Iterator[None]:
     # not beside the folder: nothing but the result is left there
     locks = paths.CACHE / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    return FileLock(locks / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.lock")
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+    lock = FileLock(locks / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        get_logger(path.name).info(f"waiting for another process, which writes {path}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _settle(path: Path, temporary: Path, retired: Path) -> None:
@@ -135,22 +182,33 @@ def verify_folder(folder: Path) -> dict[str, str]:
     Raises
     ------
     IntegrityError
-        The manifest is missing, or a file is missing, extra, or has other bytes than it names.
+        The manifest is missing or damaged, or a file is missing, extra, or has other bytes than it
+        names.
     """
-    if not (folder / MANIFEST).is_file():
-        raise IntegrityError(f"manifest missing: {folder / MANIFEST}; run the stage that writes it")
-    entries: dict[str, dict[str, Any]] = read_json(folder / MANIFEST)["files"]
+    entries = _read_manifest(folder / MANIFEST)
     present = {file.relative_to(folder).as_posix() for file in _files_below(folder)}
     for odd in sorted(present.symmetric_difference(entries)):
         state = "not in the manifest" if odd in present else "missing"
         raise IntegrityError(f"file {state}: {folder / odd}; run the stage that writes it again")
-    for name, entry in entries.items():
-        if sha256_file(folder / name) != entry["sha256"]:
+    for name, sha256 in entries.items():
+        if sha256_file(folder / name) != sha256:
             raise IntegrityError(
                 f"sha256 mismatch: {folder / name} is not the file its manifest names; "
                 "run the stage that writes it again"
             )
-    return {name: str(entry["sha256"]) for name, entry in entries.items()}
+    return entries
+
+
+def _read_manifest(manifest: Path) -> dict[str, str]:
+    """Relative path → SHA-256."""
+    if not manifest.is_file():
+        raise IntegrityError(f"manifest missing: {manifest}; run the stage that writes it")
+    try:
+        return {name: str(entry["sha256"]) for name, entry in read_json(manifest)["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(
+            f"manifest damaged: {manifest}; run the stage that writes it again"
+        ) from error
 
 
 def verify_file(path: Path) -> str:
@@ -161,23 +219,20 @@ def verify_file(path: Path) -> str:
     Raises
     ------
     IntegrityError
-        The manifest is missing or doesn't name the file, or the file has other bytes.
+        The manifest is missing, damaged or doesn't name the file, or the file has other bytes.
     """
-    manifest = path.parent / MANIFEST
-    if not manifest.is_file():
-        raise IntegrityError(f"manifest missing: {manifest}; run the stage that writes it")
-    entry = read_json(manifest)["files"].get(path.name)
-    if entry is None:
+    expected = _read_manifest(path.parent / MANIFEST).get(path.name)
+    if expected is None:
         raise IntegrityError(
             f"file not in the manifest: {path}; run the stage that writes it again"
         )
     status = path.stat()
-    if _digest_of(path, status.st_ino, status.st_size, status.st_mtime_ns) != entry["sha256"]:
+    if _digest_of(path, status.st_ino, status.st_size, status.st_mtime_ns) != expected:
         raise IntegrityError(
             f"sha256 mismatch: {path} is not the file its manifest names; "
             "run the stage that writes it again"
         )
-    return str(entry["sha256"])
+    return expected
 
 
 @functools.lru_cache(maxsize=64)

@@ -69,10 +69,36 @@ def test_refusals_say_what_to_do(tmp_path: Path, error: Exception, core: str) ->
     assert not (tmp_path / ARCHIVE).exists()
 
 
-def test_torn_download_is_not_taken_for_the_archive(tmp_path: Path) -> None:
-    with pytest.raises(ArchiveError, match="archive incomplete"):
-        download_archive(tmp_path, Client(kept=0.5), LOG)
+@pytest.mark.parametrize("damage", ["torn", "flipped"])
+def test_damaged_download_is_fetched_anew(tmp_path: Path, damage: str) -> None:
+    """Catches one damaged byte of 6 GB that stays: the client skips a file of the right size."""
+
+    class Skipping(Client):
+        def competition_download_files(self, competition: str, path: str, **options: bool) -> None:
+            archive = Path(path) / f"{competition}.zip"
+            if archive.exists():
+                return
+            super().competition_download_files(competition, path, **options)
+            if damage == "flipped" and self.calls == 1:
+                data = bytearray(archive.read_bytes())
+                data[len(data) // 2] ^= 1
+                archive.write_bytes(data)
+
+    client = Skipping(kept=0.5 if damage == "torn" else 1.0)
+    with pytest.raises(ArchiveError, match=r"download is damaged, and deleted: .*; run again"):
+        download_archive(tmp_path, client, LOG)
     assert not (tmp_path / ARCHIVE).exists()
+    client.kept = 1.0
+    assert download_archive(tmp_path, client, LOG).is_file()
+    assert client.calls == 2
+
+
+def test_damaged_archive_is_not_deleted_but_named(tmp_path: Path) -> None:
+    """Catches a tracked archive replaced without a word, and a message that helps nobody."""
+    (tmp_path / ARCHIVE).write_bytes(b"PK torn")
+    with pytest.raises(ArchiveError, match=rf"delete .*{ARCHIVE} and run again"):
+        download_archive(tmp_path, Client(), LOG)
+    assert (tmp_path / ARCHIVE).read_bytes() == b"PK torn"
 
 
 def test_without_the_client_one_line_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,6 +256,39 @@ def test_row_03_unreadable(monkeypatch: pytest.MonkeyPatch, locked: str) -> None
         shutil.rmtree(root)
 
 
+@pytest.mark.parametrize("locked", ["data", ".cache"])
+def test_data_that_may_not_be_written(monkeypatch: pytest.MonkeyPatch, locked: str) -> None:
+    """Catches a traceback where the folder data or .cache belongs to somebody else."""
+    assert packing  # imported beforehand: see row 3
+    root = Path(tempfile.mkdtemp(prefix="hcd-", dir="/tmp"))
+    try:
+        project = Project(root, monkeypatch)
+        archive = write_archive("zip", root, tiny_files())
+        monkeypatch.setattr(paths, "CACHE", root / ".cache")
+        (root / ".cache").mkdir()
+        for path in (root, root / "data", root / ".cache", project.ingested):
+            path.chmod(0o777)
+        (root / locked).chmod(0o555)
+        with as_nobody():
+            line = project.refuse(archive)
+        assert f"permission denied: {root / locked}" in line
+    finally:
+        shutil.rmtree(root)
+
+
+def test_full_disk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches pyarrow's own error for the table, after the pixels just fitted."""
+    write_table = pd.DataFrame.to_parquet
+
+    def write(frame: pd.DataFrame, path: Path, **options: object) -> None:
+        assert path.name == "patches.parquet"
+        write_table(frame, "/dev/full", **options)
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", write)
+    archive = write_zip(project.root / "archive.zip", tiny_files())
+    assert f"disk full: writing {project.ingested}" in project.refuse(archive)
+
+
 class as_nobody:
     """Without root's right to read everything."""
 
@@ -349,11 +382,11 @@ IMAGE_ROWS = [
 def test_image_is_refused(project: Project, name: str, data: bytes, core: str) -> None:
     """Catches a file that is no patch being packed as one."""
     archive = write_zip(project.root / "archive.zip", tiny_files() | {name: data})
-    started = time.monotonic()
+    started_s = time.process_time()  # of this process: others may keep the machine busy
     line = project.refuse(archive)
     assert f"{name}: {core}" in line
-    assert "ingest.max_bad" in line
-    assert time.monotonic() - started < 1
+    assert "ingest.max_bad: 1 " in line
+    assert time.process_time() - started_s < 1
 
 
 @pytest.mark.parametrize(("data", "core"), IMAGE_ROWS)
@@ -413,6 +446,19 @@ def test_test_image_is_quarantined_and_keeps_its_submission_row(
     assert len(pixels) == 2
     (entry,) = read_json(project.ingested / "report.json")["quarantined"]
     assert core in entry["reason"]
+
+
+def test_all_unreadable_images_are_counted_at_once(project: Project) -> None:
+    """Catches a person raising max_bad by one, and waiting minutes, for each of five images."""
+    files = tiny_files() | {f"train/{patch_id(n)}.tif": b"" for n in range(1, 5)}
+    archive = write_zip(project.root / "archive.zip", files | {TEST_IMAGE: SOUND[:100]})
+    line = project.refuse(archive)
+    assert "5 unreadable images, 0 allowed: " in line
+    assert all(f"train/{patch_id(n)}.tif: empty image file" in line for n in (1, 2, 3))
+    assert patch_id(4) not in line
+    assert "set ingest.max_bad: 5 " in line
+    project.max_bad = 5
+    assert len(project.accept(archive)) == 9 - 4
 
 
 @pytest.mark.parametrize(("max_bad", "refused"), [(1, True), (2, False)])

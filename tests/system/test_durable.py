@@ -1,6 +1,9 @@
 """Writes that are whole or absent, and manifests that find every changed byte."""
 
+import errno
 import json
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from src.system.durable import (
     read_json,
     replacing,
     replacing_folder,
+    verify_file,
     verify_folder,
     write_json,
 )
@@ -120,3 +124,46 @@ def test_torn_and_missing_json_are_named(tmp_path):
     (tmp_path / "a.json").write_text('{"a":')
     with pytest.raises(ProjectError, match=r"not valid JSON: .*a\.json"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "null", '{"files": []}', '{"files": {"sub/a": {}}}', '{"files": {"a": 1}}']
+)
+def test_a_damaged_manifest_is_named(folder, text):
+    """Catches KeyError and TypeError where valid JSON is no manifest."""
+    (folder / MANIFEST).write_text(text)
+    for verify in (verify_folder, lambda f: verify_file(f / "a")):
+        with pytest.raises(IntegrityError, match=r"manifest damaged: .*run the stage"):
+            verify(folder)
+
+
+@pytest.mark.parametrize("write", [_fill_then_fail, _write_then_fail])
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, write):
+    """Catches a traceback from pyarrow, numpy or the manifest when space runs out."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ProjectError, match=r"disk full: writing .*out; free some space"):
+        write(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_waiting_for_another_writer_is_said(folder, caplog):
+    """Catches a command that hangs without a word while another one writes the same folder."""
+    inside, done = threading.Event(), threading.Event()
+
+    def write():
+        with replacing_folder(folder):
+            inside.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    inside.wait(10)
+    threading.Timer(0.2, done.set).start()
+    with caplog.at_level("INFO", logger="hcd.out"), replacing_folder(folder):
+        pass
+    thread.join()
+    assert caplog.messages == [f"waiting for another process, which writes {folder}"]
