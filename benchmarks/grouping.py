@@ -28,6 +28,7 @@ from src.data.splitting import Fractions, split_groups
 from src.data.stain_groups import stain_clusters
 from src.evaluation.baseline import colour_histograms, fit_baseline
 from src.ingest import ingest_archive
+from src.params import IngestParams
 from src.system.log import get_logger
 
 MODES: tuple[GroupBy, ...] = ("patch", "stain", "slide")
@@ -48,7 +49,12 @@ def _generate(folder: Path, seed: int, n_slides: int) -> Path:
     train = plan_subset(seed=seed, subset="train", n_patches=N_PATCHES, n_slides=n_slides)
     test = plan_subset(seed=seed, subset="test", n_patches=1, n_slides=1)
     write_archive(archive, train=train, test=test)
-    ingest_archive(archive, store, max_bad=0, workers=0, log=get_logger("benchmark"))
+    ingest_archive(
+        IngestParams(archive=str(archive), max_bad=0),
+        store,
+        workers=0,
+        log=get_logger("benchmark"),
+    )
     return store
 
 

@@ -31,11 +31,13 @@ INGEST = """
 import sys
 from pathlib import Path
 from src.ingest import ingest_archive
+from src.params import IngestParams
 from src.system.log import get_logger
 
 if __name__ == "__main__":
     archive, folder, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    ingest_archive(archive, folder, max_bad=0, workers=workers, log=get_logger("ingest"))
+    params = IngestParams(archive=str(archive), max_bad=0)
+    ingest_archive(params, folder, workers=workers, log=get_logger("ingest"))
 """
 
 

@@ -21,6 +21,7 @@ from src.data.optical_density import optical_density
 from src.data.packed import open_pixels, read_patches
 from src.data.perceptual_hash import orientations, perceptual_hashes
 from src.ingest import ingest_archive
+from src.params import IngestParams
 from src.system.log import get_logger
 
 Patches = NDArray[np.uint8]
@@ -31,7 +32,8 @@ _ROWS_AT_ONCE = 100
 def main(archive: Path) -> None:
     """Print both tables for ARCHIVE."""
     with tempfile.TemporaryDirectory(prefix="hcd-near-") as folder:
-        ingest_archive(archive, Path(folder), max_bad=0, workers=0, log=get_logger("benchmark"))
+        params = IngestParams(archive=str(archive.resolve()), max_bad=0)
+        ingest_archive(params, Path(folder), workers=0, log=get_logger("benchmark"))
         hashes = read_patches(Path(folder))["phash"].dropna().to_numpy(dtype=np.uint64)
         patches = np.array(open_pixels("train", Path(folder))[:N_CHANGED])
     console = Console(width=100)

@@ -3,7 +3,6 @@
 import logging
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from src import paths
-from src.params import load_params
+from src.params import IngestParams, load_params
 from src.system.cli import run
-from src.system.errors import ProjectError
 from src.system.log import configure, get_logger
 
 if TYPE_CHECKING:
@@ -32,61 +30,22 @@ def main(
     Writes train.npy and test.npy (uint8, n × 96 × 96 × 3), patches.parquet (one row a patch) and
     report.json (counts, flags, quarantined images, channel statistics, digests).
     """
+    if download:
+        # not imported: ingest need not run again when a word of it changes
+        raise typer.Exit(subprocess.call([sys.executable, "-m", "src.fetch"], cwd=paths.ROOT))
     params = load_params()
     configure(params.runtime.verbosity)
-    log = get_logger("ingest")
-    if download:
-        fetch_archive(log)
-        return
     ingest_archive(
-        paths.ROOT / params.ingest.archive,
-        paths.INGEST,
-        max_bad=params.ingest.max_bad,
-        workers=params.runtime.workers,
-        log=log,
-        extra=[paths.ROOT / archive for archive in params.ingest.extra],
-        no_submission=params.ingest.no_submission,
-        slides=paths.ROOT / params.ingest.slides if params.ingest.slides else None,
-        h5_sha256=params.ingest.h5_sha256,
-    )
-
-
-def fetch_archive(log: logging.Logger) -> None:
-    """Download Kaggle's archive into data/source and track it with DVC.
-
-    Raises
-    ------
-    DownloadError
-        No client, no credentials, no network, or the competition's rules are not accepted.
-    """
-    from src.data.download import download_archive, kaggle_client
-
-    archive = download_archive(paths.SAMPLE_ARCHIVE.parent, kaggle_client(), log)
-    relative = archive.relative_to(paths.ROOT)
-    done = subprocess.run([sys.executable, "-m", "dvc", "add", str(relative)], cwd=paths.ROOT)
-    if done.returncode:
-        raise ProjectError(f"downloaded, but not tracked; run: dvc add {relative}")
-    log.info(
-        f"{relative} is there and tracked; next: cp presets/kaggle.yaml params.yaml, dvc repro"
+        params.ingest, paths.INGEST, workers=params.runtime.workers, log=get_logger("ingest")
     )
 
 
 def ingest_archive(
-    path: Path,
-    folder: Path,
-    *,
-    max_bad: int,
-    workers: int,
-    log: logging.Logger,
-    extra: Sequence[Path] = (),
-    no_submission: bool = False,
-    slides: Path | None = None,
-    h5_sha256: Mapping[str, str] | None = None,
+    params: IngestParams, folder: Path, *, workers: int, log: logging.Logger
 ) -> dict[str, Any]:
-    """Read the archive at ``path`` into ``folder``; return the report.
+    """Read the archive of ``params`` into ``folder``; return the report.
 
-    ``folder`` is replaced as a whole when everything is there; until then it is as it was. The
-    other parameters are those of the section ``ingest`` of params.yaml.
+    ``folder`` is replaced as a whole when everything is there; until then it is as it was.
 
     Raises
     ------
@@ -97,17 +56,23 @@ def ingest_archive(
     from src.data.sources import open_archives
     from src.system.durable import replacing_folder
 
+    slides = paths.ROOT / params.slides if params.slides else None
     with replacing_folder(folder) as unfinished:
         with closing(
-            open_archives(path, extra, no_submission=no_submission, h5_sha256=h5_sha256)
+            open_archives(
+                paths.ROOT / params.archive,
+                [paths.ROOT / archive for archive in params.extra],
+                no_submission=params.no_submission,
+                h5_sha256=params.h5_sha256,
+            )
         ) as archive:
-            inventory = take_inventory(archive, with_test=not no_submission, slides=slides)
+            inventory = take_inventory(archive, with_test=not params.no_submission, slides=slides)
             log.info(
-                f"{path.name}: {len(inventory.train_ids):,} train and "
+                f"{archive.path.name}: {len(inventory.train_ids):,} train and "
                 f"{len(inventory.test_ids):,} test images"
             )
             packed = _decode(
-                archive, inventory, unfinished, max_bad=max_bad, workers=workers, log=log
+                archive, inventory, unfinished, max_bad=params.max_bad, workers=workers, log=log
             )
             source = archive.summary()
         del archive  # its list of members takes 160 MB at full size

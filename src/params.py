@@ -677,7 +677,8 @@ def _read_yaml(path: Path) -> Any:
     except ConstructorError as error:
         raise ParamsError(f"{path.name}: unsafe YAML: {error.problem}; use plain values") from error
     except YAMLError as error:
-        raise ParamsError(f"{path.name}: not valid YAML: {error}") from error
+        problem = " ".join(str(error).split())  # of several lines, with a picture of the place
+        raise ParamsError(f"{path.name}: not valid YAML: {problem}; correct it") from error
     if not isinstance(raw, dict):
         raise ParamsError(f"{path.name}: expected sections, got {type(raw).__name__}")
     return raw

@@ -1,7 +1,6 @@
 """The ingest stage on sound archives, and cut short; bad ones are in tests/faults."""
 
 import hashlib
-import logging
 import os
 import signal
 import subprocess
@@ -10,16 +9,18 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from src.data.exploration import channel_statistics, survey_channels, within_reference
 from src.data.optical_density import MOMENT_COLUMNS
 from src.data.packed import open_pixels, read_patches
-from src.ingest import ingest_archive
 from src.system.durable import read_json, verify_folder
 from tests.data.archives import (
+    ingest,
     patch_id,
     pixels_of,
     table,
@@ -30,11 +31,6 @@ from tests.data.archives import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-LOG = logging.getLogger("hcd.test")
-
-
-def ingest(archive: Path, folder: Path, *, max_bad: int = 0) -> dict:
-    return ingest_archive(archive, folder, max_bad=max_bad, workers=1, log=LOG)
 
 
 @pytest.fixture
@@ -150,32 +146,48 @@ def test_second_ingest_replaces_the_first(zip_archive: Path, tmp_path: Path) -> 
     verify_folder(folder)
 
 
-def test_real_archive() -> None:
-    """Decodes the real patches, where the machine has them: none quarantined, colours right."""
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """Report and folder of an ingest of the real patches, where the machine has them."""
     archive = os.environ.get("HCD_REAL_ARCHIVE")
     if not archive:
         pytest.skip("set HCD_REAL_ARCHIVE to a Kaggle zip or folder")
-    import tempfile
+    folder = tmp_path_factory.mktemp("real") / "ingest"
+    return ingest(Path(archive), folder), folder
 
-    with tempfile.TemporaryDirectory() as folder:
-        report = ingest(Path(archive), Path(folder) / "ingest")
-        pixels = open_pixels("train", Path(folder) / "ingest", verify=True)
-        assert len(pixels) == report["patches"]["train"]
+
+def test_real_archive(real: tuple[dict[str, Any], Path]) -> None:
+    """Catches wrong decoding or channel order, which generated patches wouldn't show."""
+    report, folder = real
+    assert len(open_pixels("train", folder)) == report["patches"]["train"]
     assert report["quarantined"] == []
     # FIELD.md, trap 7; a random sample of 4,000 patches is within 0.01
     np.testing.assert_allclose(report["channels"]["mean"], [0.7024, 0.5462, 0.6965], atol=0.01)
     np.testing.assert_allclose(report["channels"]["std"], [0.2389, 0.2821, 0.2163], atol=0.01)
+    n_patches = sum(report["patches"].values())
+    n_flagged = sum(flag["n"] for flag in report["flags"].values())
+    assert n_flagged / n_patches == pytest.approx(0.003, abs=0.001)
+    if n_patches == 4_800:  # the sample in shared/data
+        assert n_flagged == 14
+
+
+def test_real_patches_are_like_the_reference(real: tuple[dict[str, Any], Path]) -> None:
+    """Catches a verdict of explore that the real training set itself doesn't pass."""
+    report, folder = real
+    survey = survey_channels(open_pixels("train", folder))
+    statistics = channel_statistics(survey)
+    assert within_reference(statistics) == [True, True, True]
+    np.testing.assert_allclose(statistics.mean, report["channels"]["mean"], atol=1e-6)
 
 
 INTERRUPTED = """
 import sys
 from pathlib import Path
 from src.system.cli import run
-from src.system.log import get_logger
 
 def main() -> None:
-    from src.ingest import ingest_archive
-    ingest_archive(Path({archive!r}), Path({folder!r}), max_bad=0, workers=2, log=get_logger("x"))
+    from tests.data.archives import ingest
+    ingest(Path({archive!r}), Path({folder!r}), workers=2)
 
 if __name__ == "__main__":
     run(main)

@@ -98,6 +98,7 @@ def test_a_bad_value_is_refused_in_one_line(tmp_path, old, new, message):
         load_params(file)
     assert str(refused.value).startswith("params.yaml: ")
     assert message in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_missing_empty_and_foreign_files(tmp_path):

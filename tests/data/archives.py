@@ -1,16 +1,22 @@
 """Tiny archives in Kaggle's layout, built by hand, to be broken one rule at a time."""
 
 import io
+import logging
 import struct
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from src.ingest import ingest_archive
+from src.params import IngestParams
+
 Files = dict[str, bytes]
+LOG = logging.getLogger("test.ingest")
 
 
 def patch_id(n: int) -> str:
@@ -107,3 +113,19 @@ def write_archive(kind: str, folder: Path, files: Mapping[str, bytes]) -> Path:
     if kind == "zip":
         return write_zip(folder / "archive.zip", files)
     return write_folder(folder / "archive", files)
+
+
+def ingest(
+    archive: Path,
+    folder: Path,
+    *,
+    max_bad: int = 0,
+    workers: int = 1,
+    extra: Iterable[Path] = (),
+    slides: Path | None = None,
+    **params: object,
+) -> dict[str, Any]:
+    """``ingest_archive`` of files anywhere, where params.yaml allows what DVC watches."""
+    section = IngestParams(archive=str(archive), max_bad=max_bad, **params)
+    elsewhere = {"extra": tuple(map(str, extra)), "slides": slides and str(slides)}
+    return ingest_archive(section.model_copy(update=elsewhere), folder, workers=workers, log=LOG)

@@ -1,6 +1,5 @@
 """One contract for every source, and what may be combined with what."""
 
-import logging
 import pickle
 import shutil
 from collections.abc import Callable
@@ -14,11 +13,8 @@ from src.data.archives import Archive, ArchiveError
 from src.data.labels import TableError
 from src.data.packed import open_pixels, read_patches
 from src.data.sources import SOURCES, open_archive, open_archives
-from src.ingest import ingest_archive
-from tests.data.archives import patch_id, pixels_of, table, tiff, tiny_files, write_archive
+from tests.data.archives import ingest, patch_id, pixels_of, table, tiff, tiny_files, write_archive
 from tests.data.pcam import pins, write_pcam
-
-LOG = logging.getLogger("test.sources")
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +74,7 @@ def test_pixels_labels_and_order_arrive_by_id(
 ) -> None:
     kind, path, h5_sha256 = source
     out = tmp_path / "out"
-    ingest_archive(path, out, max_bad=0, workers=workers, log=LOG, h5_sha256=h5_sha256)
+    ingest(path, out, workers=workers, h5_sha256=h5_sha256)
     patches, train = read_patches(out), open_pixels("train", out)
     labelled = patches[patches["subset"] == "train"]
     assert labelled["id"].is_monotonic_increasing
@@ -111,7 +107,7 @@ def more(folder: Path, first: int, n: int = 4, *, label: int | None = None) -> P
 def test_extra_archives_join_train_and_leave_test_alone(tmp_path: Path) -> None:
     main = write_archive("zip", tmp_path, tiny_files())
     extra = more(tmp_path / "more", 50)
-    report = ingest_archive(main, tmp_path / "out", max_bad=0, workers=1, log=LOG, extra=[extra])
+    report = ingest(main, tmp_path / "out", extra=[extra])
     patches = read_patches(tmp_path / "out")
     labelled = patches[patches["subset"] == "train"]
     assert [int(i, 16) for i in labelled["id"]] == [1, 2, 3, 4, 5, 6, 50, 51, 52, 53]
@@ -128,7 +124,7 @@ def test_extra_archives_join_train_and_leave_test_alone(tmp_path: Path) -> None:
 def test_an_extra_archive_may_hold_one_class(tmp_path: Path) -> None:
     """Catches more tumour patches, which is what people add, being refused."""
     main, extra = write_archive("zip", tmp_path, tiny_files()), more(tmp_path / "more", 50, label=1)
-    report = ingest_archive(main, tmp_path / "out", max_bad=0, workers=1, log=LOG, extra=[extra])
+    report = ingest(main, tmp_path / "out", extra=[extra])
     assert report["labels"] == {"normal": 3, "tumour": 7}
 
 
@@ -136,7 +132,7 @@ def test_an_error_in_a_table_names_the_archive_it_is_in(tmp_path: Path) -> None:
     """Catches a person correcting the wrong one of two files of the same name."""
     main, extra = write_archive("zip", tmp_path, tiny_files()), more(tmp_path / "more", 50, label=2)
     with pytest.raises(TableError, match=r"row 2 of train_labels\.csv of archive "):
-        ingest_archive(main, tmp_path / "out", max_bad=0, workers=1, log=LOG, extra=[extra])
+        ingest(main, tmp_path / "out", extra=[extra])
 
 
 def test_table_of_slides_leaves_the_slides_of_other_archives(tmp_path: Path) -> None:
@@ -145,7 +141,7 @@ def test_table_of_slides_leaves_the_slides_of_other_archives(tmp_path: Path) -> 
     slides = tmp_path / "wsi.csv"
     slides.write_bytes(table("id,wsi", [(patch_id(2), "s2"), (patch_id(3), "s3")]))
     out = tmp_path / "out"
-    report = ingest_archive(main, out, max_bad=0, workers=1, log=LOG, extra=[extra], slides=slides)
+    report = ingest(main, out, extra=[extra], slides=slides)
     patches = read_patches(out).dropna(subset="slide")
     assert dict(zip(patches["id"].map(lambda i: int(i, 16)), patches["slide"], strict=True)) == {
         2: "s2", 3: "s3", **dict.fromkeys(range(50, 54), "further"),
@@ -196,16 +192,14 @@ def test_no_submission_needs_no_test_images(tmp_path: Path, kind: str) -> None:
     """Catches asking for a folder that would be left out anyway."""
     files = {n: data for n, data in tiny_files().items() if n.startswith("train")}
     main = write_archive(kind, tmp_path, files)
-    report = ingest_archive(
-        main, tmp_path / "out", max_bad=0, workers=1, log=LOG, no_submission=True
-    )
+    report = ingest(main, tmp_path / "out", no_submission=True)
     assert report["patches"] == {"train": 6, "test": 0}
 
 
 def test_no_submission_leaves_the_test_images_out(tmp_path: Path) -> None:
     main = write_archive("zip", tmp_path, tiny_files())
     out = tmp_path / "out"
-    report = ingest_archive(main, out, max_bad=0, workers=1, log=LOG, no_submission=True)
+    report = ingest(main, out, no_submission=True)
     assert report["patches"] == {"train": 6, "test": 0}
     assert open_pixels("test", out).shape == (0, 96, 96, 3)
     assert set(read_patches(out)["subset"]) == {"train"}
@@ -219,7 +213,7 @@ def test_table_of_slides_replaces_the_archives_own(tmp_path: Path, header: str) 
     slides.write_bytes(table(header, [(patch_id(2), "new"), (patch_id(999), "nobody's")]))
     main = write_archive("zip", tmp_path, files)
     out = tmp_path / "out"
-    report = ingest_archive(main, out, max_bad=0, workers=1, log=LOG, slides=slides)
+    report = ingest(main, out, slides=slides)
     assert read_patches(out)["slide"].dropna().tolist() == ["new"]
     assert report["slides"] == {
         "table": "patch_id_wsi.csv",
@@ -251,7 +245,7 @@ def test_bad_tables_of_slides_are_refused(
     elif isinstance(data, bytes):
         slides.write_bytes(data)
     with pytest.raises((ArchiveError, TableError), match=core):
-        ingest_archive(main, tmp_path / "out", max_bad=0, workers=1, log=LOG, slides=slides)
+        ingest(main, tmp_path / "out", slides=slides)
     assert not (tmp_path / "out").exists()
 
 
@@ -259,6 +253,4 @@ def test_table_of_slides_may_not_be_a_link(tmp_path: Path) -> None:
     main = write_archive("zip", tmp_path, tiny_files())
     (tmp_path / "slides.csv").symlink_to("/etc/passwd")
     with pytest.raises(ArchiveError, match="symlink not allowed"):
-        ingest_archive(
-            main, tmp_path / "o", max_bad=0, workers=1, log=LOG, slides=tmp_path / "slides.csv"
-        )
+        ingest(main, tmp_path / "o", slides=tmp_path / "slides.csv")

@@ -20,14 +20,12 @@ from PIL import Image
 
 from src.data.labels import parse_labels, parse_slides, parse_submission_ids
 from src.data.tiff import decode_patch
-from src.ingest import ingest_archive
 from src.system.durable import verify_folder
 from src.system.errors import ProjectError
-from tests.data.archives import patch_id, pixels_of, saved, tiff, tiny_files, write_zip
+from tests.data.archives import ingest, patch_id, pixels_of, saved, tiff, tiny_files, write_zip
 
 MAX_CASE_S = 1.0
 MAX_EXTRA_BYTES = 600 << 20
-LOG = logging.getLogger("fuzz")
 
 Random = np.random.Generator
 _EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63, 2**64 - 1)
@@ -134,7 +132,7 @@ def fuzz_members(rng: Random) -> None:
 
 def _ingest(archive: Path, out: Path, max_bad: int) -> None:
     try:
-        report = ingest_archive(archive, out, max_bad=max_bad, workers=1, log=LOG)
+        report = ingest(archive, out, max_bad=max_bad)
     except ProjectError:
         if out.exists():
             raise Unsound("half an ingest was left behind") from None

@@ -676,6 +676,60 @@ def command(root: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_a_bad_archive_under_dvc_leaves_the_previous_ingest(tmp_path: Path) -> None:
+    """Catches DVC deleting a good data/ingest before the stage has looked at the new archive."""
+    for name in ("src", "dvc.yaml", ".dvc/config", "data/extra/README.md"):
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = paths.ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    text = Path(paths.PARAMS).read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("data/source/sample.zip", "archive.zip"))
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    hidden = ("DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+
+    def repro() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "dvc", "repro", "--single-item", "ingest"],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+
+    write_zip(tmp_path / "archive.zip", tiny_files())
+    good = repro()
+    assert good.returncode == 0, good.stderr
+    before = {f.name: f.read_bytes() for f in (tmp_path / "data" / "ingest").iterdir()}
+    write_zip(tmp_path / "archive.zip", tiny_files() | {"train_labels.csv": b""})
+    bad = repro()
+    assert bad.returncode != 0
+    assert "error: labels file is empty" in bad.stderr
+    assert {f.name: f.read_bytes() for f in (tmp_path / "data" / "ingest").iterdir()} == before
+
+
+BAD_PARAMS = {
+    52: ("max_bad: 0", "max_bad: -1", "params.yaml: ingest.max_bad must be ≥ 0 (got -1)"),
+    53: ("max_bad: 0", "max_bad: !!python/object/apply:os.getcwd []", "params.yaml: unsafe YAML"),
+}
+
+
+@pytest.mark.parametrize("row", BAD_PARAMS)
+def test_command_refuses_bad_params_in_one_line(real_root: Path, row: int) -> None:
+    """Catches a traceback of pydantic or of the YAML reader in the spelling people use."""
+    old, new, core = BAD_PARAMS[row]
+    params = real_root / "params.yaml"
+    sound = params.read_text()
+    assert old in sound
+    params.write_text(sound.replace(old, new))
+    try:
+        ended = command(real_root)
+    finally:
+        params.write_text(sound)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert core in line
+
+
 @pytest.mark.parametrize(
     ("row", "core"),
     [
