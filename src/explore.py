@@ -21,18 +21,19 @@ def main() -> None:
 
     The pictures also go to MLflow, as one run beside the training runs.
     """
-    from src.tracking.exploration_run import exploration_run
+    from src.tracking import exploration_run
 
     params = load_params()
     configure(params.runtime.verbosity)
-    with exploration_run(_data_tags()) as run_:
-        report = explore(
-            params.explore,
-            ingest=paths.INGEST,
-            split=paths.SPLIT_DIR,
-            destination=paths.EXPLORE,
-            log=get_logger("explore"),
-        )
+    report = explore(
+        params.explore,
+        ingest=paths.INGEST,
+        split=paths.SPLIT_DIR,
+        destination=paths.EXPLORE,
+        log=get_logger("explore"),
+    )
+    # last, so that the pictures are there even where MLflow isn't
+    with exploration_run.exploration_run(_data_tags()) as run_:
         run_.log_result(report, paths.EXPLORE)
 
 

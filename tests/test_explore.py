@@ -7,11 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from src import explore as explore_stage
+from src import paths
+from src.data import exploration_pictures, galleries
 from src.data.exploration_report import report_findings
 from src.data.explored import ExploreError, open_packed, survey_packed
 from src.explore import explore
 from src.params import ExploreParams
 from src.system.durable import verify_folder, write_json, write_manifest
+from src.system.errors import ProjectError
+from src.tracking import exploration_run
 from tests.data.tables import patches_frame, write_split_folder, write_store
 
 LOG = logging.getLogger("test.explore")
@@ -123,6 +128,46 @@ def test_blank_patches_do_not_count_as_stain(tmp_path):
     """A black patch has thirty times the density of tissue and would drown it."""
     write_data(tmp_path)
     assert survey_only(tmp_path)["stain"]["haematoxylin"]["p95"] < 2.0
+
+
+def test_blurred_patches_are_counted_once_and_without_blanks(tmp_path, monkeypatch):
+    """Catches explore.json and the picture's title giving two numbers for one thing."""
+    train, table = write_data(tmp_path)
+    train[[0, 5]] = 128  # patch 0 bears the flag blank_black
+    rewrite(tmp_path, table, train)
+    titles = []
+    monkeypatch.setattr(galleries, "_gallery", lambda _, *, title, **__: titles.append(title))
+    packed = open_packed(tmp_path / "ingest", tmp_path / "split")
+    findings = survey_packed(packed, LOG)
+    assert report_findings(packed, findings)["sharpness"]["n_blurred"] == 1
+    exploration_pictures._blur_gallery(packed, findings)
+    assert titles[0].startswith("1 of 12 patches are blurred")
+
+
+def test_without_mlflow_the_pictures_are_there_all_the_same(tmp_path, monkeypatch):
+    """Catches an unreachable tracking server keeping a person from their data."""
+    write_data(tmp_path)
+    write_json(tmp_path / "ingest" / "report.json", {"digests": {"train": "0" * 32}})
+    shown = {"group_by": "patch", "groups_are": "single patches", "slide_disjoint": False}
+    write_json(tmp_path / "split" / "split.json", shown)
+    write_manifest(tmp_path / "split")
+    for name, path in (
+        ("INGEST", "ingest"),
+        ("INGEST_REPORT", "ingest/report.json"),
+        ("SPLIT_DIR", "split"),
+        ("SPLIT_REPORT", "split/split.json"),
+        ("EXPLORE", "explore"),
+    ):
+        monkeypatch.setattr(paths, name, tmp_path / path)
+    monkeypatch.setattr(explore_stage, "configure", lambda _: None)
+
+    def unreachable(_):
+        raise ProjectError("MLflow can't be reached")
+
+    monkeypatch.setattr(exploration_run, "exploration_run", unreachable)
+    with pytest.raises(ProjectError, match="can't be reached"):
+        explore_stage.main()
+    assert set(verify_folder(tmp_path / "explore")) > ALWAYS
 
 
 def test_quarantined_test_patches_have_no_pixels_to_look_at(tmp_path):

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from src.data.figure_parts import CLASS_COLOURS, bare, percent, titled_figure
+from src.data.figure_parts import CLASS_COLOURS, bare, counted, percent, titled_figure
 from src.data.schemas import SPLITS
 from src.data.split_comparison import FEATURES, LARGE_SHIFT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SPLIT_COLOURS = ("#0072B2", "#E69F00", "#009E73")
+_SPLIT_COLOURS = ("#56B4E9", "#CC79A7", "#009E73")  # not those of the classes
 
 
 def split_comparison(comparison: dict[str, Any], *, groups_are: str) -> Figure:
@@ -26,7 +26,7 @@ def split_comparison(comparison: dict[str, Any], *, groups_are: str) -> Figure:
         else f"Val and holdout look like train: no colour is shifted by more than {LARGE_SHIFT} sd",
         f"largest shift {shift['standardised']:+.2f} sd ({shift['feature']}, {shift['split']}); "
         f"groups are {groups_are}",
-        size=(12.5, 4.2),
+        size=(13.5, 4.2),
     )
     panels = figure.subplots(1, 1 + len(FEATURES))
     _class_balance(panels[0], comparison["splits"])
@@ -37,20 +37,24 @@ def split_comparison(comparison: dict[str, Any], *, groups_are: str) -> Figure:
 
 def _class_balance(axes: "Axes", splits: dict[str, Any]) -> None:
     fractions = [splits[name]["tumour_fraction"] for name in SPLITS]
-    bars = axes.barh(SPLITS, fractions, color=CLASS_COLOURS[1])
-    axes.barh(SPLITS, 1 - np.array(fractions), left=fractions, color=CLASS_COLOURS[0])
-    texts = [
-        f"{percent(splits[name]['tumour_fraction'])} tumour\n"
-        f"{splits[name]['n_patches']:,} patches\n{splits[name]['n_groups']:,} groups"
-        for name in SPLITS
-    ]
-    for bar, text in zip(bars, texts, strict=True):
-        middle = bar.get_y() + bar.get_height() / 2
-        axes.text(0.03, middle, text, va="center", fontsize=9, color="white", weight="bold")
+    axes.barh(SPLITS, fractions, color=CLASS_COLOURS[1], label="tumour")
+    axes.barh(
+        SPLITS, 1 - np.array(fractions), left=fractions, color=CLASS_COLOURS[0], label="normal"
+    )
+    axes.set_yticks(range(len(SPLITS)), [_describe(name, splits[name]) for name in SPLITS])
+    for position, fraction in enumerate(fractions):
+        axes.annotate(
+            percent(fraction), (1, position), (4, 0), textcoords="offset points", va="center"
+        )
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
-    axes.set_title("share of tumour", fontsize=11)
+    axes.set_title("share of tumour", fontsize=10)
+    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     bare(axes)
+
+
+def _describe(name: str, part: dict[str, Any]) -> str:
+    return f"{name}\n{counted(part['n_patches'], 'patch')}\n{counted(part['n_groups'], 'group')}"
 
 
 def _spread(axes: "Axes", splits: dict[str, Any], feature: str) -> None:

@@ -42,7 +42,7 @@ def draw_pictures(packed: Packed, findings: Findings, params: ExploreParams) -> 
         "mean_patches.png": figures.mean_patches(survey),
         "stain.png": _stain_scatter(packed, findings, rng),
         "blank.png": _blank_gallery(packed, survey),
-        "blurred.png": _blur_gallery(packed, survey),
+        "blurred.png": _blur_gallery(packed, findings),
         "splits.png": split_comparison(
             findings.comparison, groups_are=packed.split_report["groups_are"]
         ),
@@ -95,15 +95,15 @@ def _blank_gallery(packed: Packed, survey: PixelSurvey) -> Figure:
     )
 
 
-def _blur_gallery(packed: Packed, survey: PixelSurvey) -> Figure:
-    blank = exploration.has_flag(packed.train["flags"], "blank_")
-    blurriest = np.lexsort((survey.sharpness, blank))[:_GALLERY_PATCHES]
-    percent_of_median = 100 * survey.sharpness / max(float(np.median(survey.sharpness)), 1e-9)
+def _blur_gallery(packed: Packed, findings: Findings) -> Figure:
+    sharpness, tissue = findings.survey.sharpness, findings.tissue
+    blurriest = tissue[np.argsort(sharpness[tissue], kind="stable")][:_GALLERY_PATCHES]
+    percent_of_median = 100 * sharpness / max(float(np.median(sharpness)), 1e-9)
     return blur_gallery(
         packed.train_pixels[blurriest],
         captions=[f"{percent_of_median[row]:.2g}" for row in blurriest],
-        n_blurred=int((exploration.is_blurred(survey.sharpness) & ~blank).sum()),
-        n=len(blank),
+        n_blurred=int(findings.blurred.sum()),
+        n=len(sharpness),
         share_of_median=exploration.BLURRED_SHARE_OF_MEDIAN,
     )
 

@@ -44,7 +44,7 @@ def report_findings(packed: Packed, findings: Findings) -> dict[str, Any]:
         },
         "stain": _report_stain(packed, findings),
         "sharpness": {
-            "n_blurred": int(exploration.is_blurred(survey.sharpness).sum()),
+            "n_blurred": int(findings.blurred.sum()),
             "blurred_below_share_of_median": exploration.BLURRED_SHARE_OF_MEDIAN,
             **exploration.percentiles(survey.sharpness),
         },

@@ -58,6 +58,7 @@ class Findings:
     survey : of train
     stains : (n, 2) mean optical density of haematoxylin and eosin of each train patch
     tissue : (k,) int64, positions of the train patches without a blank flag
+    blurred : (n,) bool, train patches without a blank flag that are blurred or nearly empty
     test_channels : None without test patches
     duplicates : sets of identical patches, in train and test together
     near_duplicates : sets of nearly identical patches that aren't all identical
@@ -67,6 +68,7 @@ class Findings:
     survey: PixelSurvey
     stains: NDArray[np.float64]
     tissue: NDArray[np.int64]
+    blurred: NDArray[np.bool_]
     train_channels: ChannelStatistics
     test_channels: ChannelStatistics | None
     duplicates: list[pd.DataFrame]
@@ -126,12 +128,14 @@ def survey_packed(packed: Packed, log: Logger) -> Findings:
         survey = exploration.survey_pixels(packed.train_pixels, packed.labels, advance=advance)
         test = exploration.survey_channels(packed.test_pixels, advance=advance)
     everything = pd.concat([packed.train, packed.test], ignore_index=True)
-    tissue = np.flatnonzero(~exploration.has_flag(packed.train["flags"], "blank_"))
+    blank = exploration.has_flag(packed.train["flags"], "blank_")
+    tissue = np.flatnonzero(~blank)
     densities = packed.train[list(MEAN_COLUMNS)].to_numpy(dtype=np.float64)
     return Findings(
         survey=survey,
         stains=stain_densities(densities),
         tissue=tissue,
+        blurred=exploration.is_blurred(survey.sharpness) & ~blank,
         train_channels=exploration.channel_statistics(survey.histogram.sum(axis=0)),
         test_channels=exploration.channel_statistics(test) if test.any() else None,
         duplicates=exploration.duplicate_sets(everything),

@@ -36,6 +36,12 @@ def percent(share: float) -> str:
     return f"{share * 100:.1f} %"
 
 
+def counted(n: int, noun: str) -> str:
+    """2, set → ``2 sets``; 2, patch → ``2 patches``."""
+    ending = "es" if noun.endswith("ch") else "s"
+    return f"{n:,} {noun}{'' if n == 1 else ending}"
+
+
 def signed(value: float) -> str:
     """With its sign and one decimal."""
     return f"{value:+.1f}".replace("-", "−")

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from src.data.figure_parts import CENTRE_PX, draw_centre, titled_figure
+from src.data.figure_parts import CENTRE_PX, counted, draw_centre, titled_figure
 from src.data.terms import CLASSES
 
 if TYPE_CHECKING:
@@ -41,8 +41,9 @@ def blank_gallery(
         np.concatenate([whitest, blackest]),
         captions=captions,
         title=f"{n_white:,} blank white and {n_black:,} blank black patches are flagged",
-        subtitle="labelled patches, the flagged first: upper row then the brightest, lower row the "
-        "darkest; number: mean grey level",
+        subtitle=f"upper row {_shown(n_white, len(whitest))} white, lower row "
+        f"{_shown(n_black, len(blackest))} black, then the brightest and darkest others; "
+        "number: mean grey level",
         columns=len(whitest),
     )
 
@@ -59,10 +60,10 @@ def blur_gallery(
     return _gallery(
         patches,
         captions=captions,
-        title=f"{n_blurred:,} of {n:,} patches are blurred or empty "
+        title=f"{n_blurred:,} of {n:,} patches are blurred or nearly empty "
         f"(sharpness under {share_of_median * 100:g} % of the median)",
-        subtitle="labelled patches without a blank flag, blurriest first; number: variance of the "
-        "Laplacian as % of the median",
+        subtitle=f"{_shown(n_blurred, len(patches))}, blurriest first, without those flagged "
+        "blank; number: variance of the Laplacian as % of the median",
         columns=8,
     )
 
@@ -79,10 +80,10 @@ def duplicate_gallery(
     return _gallery(
         patches,
         captions=captions,
-        title=f"{n_sets:,} sets of patches with identical pixels; "
+        title=f"{counted(n_sets, 'set')} of patches with identical pixels; "
         f"{n_conflicts:,} with contradicting labels",
-        subtitle=f"one patch a set, {len(patches):,} sets shown; "
-        f"{n_across:,} sets lie in both train and test",
+        subtitle=f"one patch a set, {_shown(n_sets, len(patches))}; "
+        f"{counted(n_across, 'set')} in both train and test",
         columns=6,
     )
 
@@ -94,12 +95,17 @@ def near_duplicate_gallery(
     return _gallery(
         patches,
         captions=captions,
-        title=f"{n_sets:,} sets of nearly identical patches; "
+        title=f"{counted(n_sets, 'set')} of nearly identical patches; "
         f"{n_conflicts:,} with contradicting labels",
-        subtitle=f"two patches a set, {len(patches) // 2:,} sets shown, identical pixels left out; "
-        "a set never crosses splits",
+        subtitle=f"two patches a set, {_shown(n_sets, len(patches) // 2)}, identical pixels left "
+        "out; a set never crosses splits",
         columns=6,
     )
+
+
+def _shown(n: int, n_shown: int) -> str:
+    """``all 3`` or ``8 of 11``."""
+    return f"all {n:,}" if n <= n_shown else f"{n_shown:,} of {n:,}"
 
 
 def _gallery(

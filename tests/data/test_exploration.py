@@ -5,11 +5,12 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from src.data import exploration, galleries
 from src.data import exploration_figures as figures
 from src.data.comparison_figure import split_comparison
-from src.data.figure_parts import CLASS_COLOURS
+from src.data.figure_parts import CLASS_COLOURS, counted, draw_centre
 from src.data.split_comparison import largest_shift, report_comparison
 
 RNG = np.random.default_rng(0)
@@ -40,6 +41,28 @@ def test_statistics_equal_numpy_on_all_pixels_at_once(survey):
     pixels = PIXELS.astype(np.float64) / 255
     assert result.mean == pytest.approx(pixels.mean(axis=(0, 1, 2)))
     assert result.std == pytest.approx(pixels.std(axis=(0, 1, 2)))
+
+
+def test_the_square_is_around_pixels_32_to_63():
+    """Catches a square, or a mean inside it, one pixel off the region that the label is about."""
+    axes = Figure().subplots()
+    draw_centre(axes, side=96, top=100, left=200)
+    for square in axes.patches:
+        (x, y), (width, height) = square.get_xy(), (square.get_width(), square.get_height())
+        # pixel 32 is drawn from 31.5 on
+        assert (x, x + width) == (200 + 31.5, 200 + 63.5)
+        assert (y, y + height) == (100 + 31.5, 100 + 63.5)
+    inside = np.argwhere(figures._centre_mask(96))
+    assert inside.min(axis=0).tolist() == [32, 32]
+    assert inside.max(axis=0).tolist() == [63, 63]
+    assert len(inside) == 32 * 32
+
+
+def test_one_is_no_plural():
+    assert [counted(n, "set") for n in (0, 1, 2, 1_000)] == [
+        "0 sets", "1 set", "2 sets", "1,000 sets",
+    ]  # fmt: skip
+    assert counted(2, "patch") == "2 patches"
 
 
 def test_statistics_of_no_pixels_are_refused():
