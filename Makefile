@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
-# full_size is left out: it needs 30 GB of disk and 20 minutes
+# full_size is left out: it needs 30 GB of disk and 10 minutes
 BENCHMARKS := sample ingest grouping bootstrap training
 
 .PHONY: help repro test check lint ui lock deps data fuzz bench clean venv

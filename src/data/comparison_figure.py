@@ -44,7 +44,12 @@ def _class_balance(axes: "Axes", splits: dict[str, Any]) -> None:
     axes.set_yticks(range(len(SPLITS)), [_describe(name, splits[name]) for name in SPLITS])
     for position, fraction in enumerate(fractions):
         axes.annotate(
-            percent(fraction), (1, position), (4, 0), textcoords="offset points", va="center"
+            percent(fraction),
+            (1, position),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            color=CLASS_COLOURS[1],
         )
     axes.invert_yaxis()
     axes.set_xlim(0, 1)

@@ -21,7 +21,7 @@ PERCENTILES = (5, 25, 50, 75, 95)
 FEATURES = {
     "haematoxylin": "haematoxylin, mean optical density",
     "eosin": "eosin, mean optical density",
-    "structure": "structure, spread of density in a patch",
+    "structure": "structure, spread of density",
 }
 
 

@@ -1,0 +1,16 @@
+"""What holds in every test."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from src import paths
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Locks and unpacked files of tests in a folder of their own, not in the project's .cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
+        yield paths.CACHE
