@@ -200,7 +200,7 @@ def test_holdout_gets_a_second_slide_where_one_would_fill_it():
 
 
 def test_a_second_slide_is_not_bought_with_a_class():
-    """Five slides, one in val and two with tumour needed elsewhere: holdout can't have two."""
+    """Catches a split left without one of the classes so that holdout gets its second slide."""
     table = patches(n_slides=4, per_slide=20, tumour_fraction=[0.5, 0.5, 0.5, 0.0])
     table = split(table)
     assert (table.groupby("split")["label"].nunique() == 2).all()
