@@ -59,7 +59,7 @@ class Comparison:
 def read_holdout(predictions: Path) -> "pd.DataFrame":
     """Holdout rows of the verified ``predictions.parquet``.
 
-    Columns: id, group, label, probability, baseline_probability.
+    Columns: id, sha256, group, label, probability, baseline_probability.
     """
     import pandas as pd
 
@@ -115,7 +115,7 @@ def gather(
     from src.tracking.golden import golden_error
 
     batch_size = params.runtime.inference_batch_size
-    rows = holdout[~holdout["id"].isin(files.seen_ids)].reset_index(drop=True)
+    rows = holdout[~seen(holdout, files)].reset_index(drop=True)
     log.info(f"{len(rows):,} holdout patches that version {files.version} didn't see in training")
     if not is_evaluated and not rows.empty:
         rows["probability"] = score(files, rows["id"], batch_size, log)
@@ -187,7 +187,7 @@ def compare(
     """
     from src.evaluation.metrics import UndefinedMetric, auroc
 
-    unseen = ~holdout["id"].isin(champion.seen_ids).to_numpy()
+    unseen = ~seen(holdout, champion)
     rows, scores = holdout[unseen], champion_probabilities[unseen]
     found: dict[str, Any] = {
         "version": champion.version,
@@ -206,6 +206,16 @@ def compare(
         )
     except UndefinedMetric as error:
         return Comparison(**found, impossible=str(error))
+
+
+def seen(holdout: "pd.DataFrame", version: "VersionFiles") -> NDArray[np.bool_]:
+    """(n,) True for the holdout patches that the version was trained on or chosen by.
+
+    Known by id or by pixels: the same patch has other ids in Kaggle's archive and PatchCamelyon.
+    """
+    by_id, by_pixels = version.seen_ids, version.seen_sha256
+    known = holdout["id"].isin(by_id) | holdout["sha256"].isin(by_pixels)
+    return known.to_numpy(dtype=np.bool_)
 
 
 def difference(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src import paths
+from src.data.identity import check_trained_here, split_kind
 from src.explanation import write_gallery
 from src.params import EvaluateParams, Params, load_params
 from src.system.cli import run
@@ -32,6 +33,7 @@ def main() -> None:
     params = load_params()
     configure(params.runtime.verbosity)
     log = get_logger("evaluate")
+    check_trained_here(paths.HEAD_MODEL, paths.FINETUNED_MODEL)
     model = load_model(params)
     write_predictions(predict(model, params, log))
     predictions = read_predictions()
@@ -141,11 +143,11 @@ def predictions_of(
 def with_origins(
     predictions: "pd.DataFrame", patches: "pd.DataFrame", *, seed: int
 ) -> "pd.DataFrame":
-    """``predictions`` with the slide and the stain of each patch, from ``patches.parquet``."""
+    """``predictions`` with slide, stain and SHA-256 of each patch, from ``patches.parquet``."""
     from src.data.stain_names import stain_names
 
     labelled = patches[patches["subset"] == "train"]
-    origins = labelled[["id", "slide"]].assign(stain=stain_names(labelled, seed=seed))
+    origins = labelled[["id", "slide", "sha256"]].assign(stain=stain_names(labelled, seed=seed))
     return predictions.merge(origins, on="id", how="left", validate="one_to_one")
 
 
@@ -189,7 +191,6 @@ def report_of(
     predictions: "pd.DataFrame", operating_point: "OperatingPoint", params: EvaluateParams
 ) -> "Report":
     """The content of ``metrics.json``."""
-    from src.data.identity import split_kind
     from src.evaluation.metrics_report import metrics_report
     from src.evaluation.operating_point import choose_threshold
 
@@ -270,14 +271,12 @@ def pictures(
 
 def write_final(model: "keras.Model", operating_point: "OperatingPoint") -> None:
     """Write ``models/final``: the calibrated classifier, how to decide, which patches it saw."""
-    from src.data.labelled import load_split
     from src.model.final import CONTRACT, CONTRACT_FILE, probability_classifier
     from src.model.inference import MODEL_FILE
     from src.model.saving import save_model
     from src.model.tta import averaged_over_views
 
-    # val chose the epoch, the temperature and the threshold
-    seen_ids = sorted(i for split in ("train", "val") for i in load_split(split).ids.tolist())
+    seen = seen_patches()
     if operating_point.tta:
         model = averaged_over_views(model)
     calibrated = probability_classifier(model, temperature=operating_point.temperature)
@@ -285,7 +284,23 @@ def write_final(model: "keras.Model", operating_point: "OperatingPoint") -> None
         save_model(calibrated, folder / MODEL_FILE)
         write_json(folder / "operating_point.json", operating_point.as_json())
         write_json(folder / CONTRACT_FILE, CONTRACT)
-        (folder / "seen_ids.txt").write_text("\n".join(seen_ids) + "\n", encoding="utf-8")
+        for key, values in seen.items():
+            (folder / f"seen_{key}.txt").write_text("\n".join(values) + "\n", encoding="utf-8")
+
+
+def seen_patches() -> dict[str, list[str]]:
+    """``ids`` of the train and val patches, and ``sha256`` of their pixels, both sorted.
+
+    By their pixels they are known in another archive as well, under whatever id.
+    """
+    from src.data.labelled import load_split
+    from src.data.packed import read_patches
+
+    # val chose the epoch, the temperature and the threshold
+    ids = np.concatenate([load_split(split).ids for split in ("train", "val")])
+    patches = read_patches(paths.INGEST)
+    pixels = patches.loc[(patches["subset"] == "train") & patches["id"].isin(ids), "sha256"]
+    return {"ids": sorted(ids.tolist()), "sha256": sorted(set(pixels))}
 
 
 def write_report(params: EvaluateParams, log: Logger) -> None:

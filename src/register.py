@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src import paths
+from src.data.identity import check_trained_here
 from src.deciding import (
     Champion,
     Comparison,
@@ -31,7 +32,7 @@ from src.deciding import (
 from src.params import Params, load_params
 from src.scoring import start
 from src.system.cli import run
-from src.system.durable import read_json, sha256_file, verify_folder, write_json
+from src.system.durable import read_json, sha256_file, write_json
 from src.system.log import configure, get_logger
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def main() -> None:
     params = load_params()
     configure(params.runtime.verbosity)
     log = get_logger("register")
+    # before TensorFlow, which takes ten seconds to start
+    check_trained_here(paths.HEAD_MODEL, paths.FINETUNED_MODEL)
     start(params.runtime)
     # two at once would decide on the same champion, and the later alias would win unseen
     with alias_changes(params.register_.name) as changes:
@@ -168,10 +171,8 @@ def evidence_of(metrics: dict[str, Any], run_id: str) -> dict[str, Any]:
         "runs": {
             folder.name: read_json(folder / "run.json")
             for folder in (paths.HEAD_MODEL, paths.FINETUNED_MODEL)
-            if (folder / "run.json").is_file()
         },
         "final_weights_sha256": final_weights_sha256(),
-        "final_files_sha256": verify_folder(paths.FINAL_MODEL),
         "predictions_sha256": sha256_file(paths.PREDICTIONS),
         "split_sha256": sha256_file(paths.SPLIT),
         "data": ingested["digests"],

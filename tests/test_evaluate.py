@@ -2,18 +2,20 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from src import evaluate, paths
-from src.data.identity import SplitKind
+from src.data.identity import OtherData, SplitKind
 from src.data.labelled import LabelledPatches
 from src.evaluation.baseline import N_FEATURES
 from src.evaluation.metrics import auroc
 from src.params import load_params
-from src.system.durable import verify_folder
+from src.system.durable import verify_folder, write_json
+from tests.data.tables import patches_frame
 
 PARAMS = load_params().evaluate.model_copy(update={"n_resamples": 200})
 
@@ -56,7 +58,7 @@ def workspace(tmp_path, monkeypatch):
     for name in folders:
         monkeypatch.setattr(paths, name, tmp_path / name.lower())
     monkeypatch.setattr(paths, "PREDICTIONS", paths.EVALUATE / "predictions.parquet")
-    monkeypatch.setattr("src.data.identity.split_kind", lambda: SplitKind(True, "slides"))
+    monkeypatch.setattr(evaluate, "split_kind", lambda: SplitKind(True, "slides"))
     return tmp_path
 
 
@@ -112,6 +114,36 @@ def test_val_labels_do_move_it(predictions):
     assert shuffled.temperature != point.temperature
 
 
+def test_model_of_another_split_is_not_evaluated(tmp_path, monkeypatch):
+    """Catches a leaked holdout: split with another seed, then a flattering AUROC."""
+    names = ("HEAD_MODEL", "FINETUNED_MODEL", "INGEST_REPORT", "SPLIT")
+    for name in names:
+        monkeypatch.setattr(paths, name, tmp_path / name.lower().removesuffix("_model"))
+    paths.SPLIT.write_bytes(b"split anew")
+    write_json(paths.INGEST_REPORT, {"digests": {"train": "f" * 64}})
+    dataset = {"content_digest": "f" * 64, "split_sha256": "0" * 64}
+    for folder in (paths.HEAD_MODEL, paths.FINETUNED_MODEL):
+        write_json(folder / "run.json", {"run_id": "r", "record": {"dataset": dataset}})
+    monkeypatch.setattr(evaluate, "load_model", lambda _: pytest.fail("it was loaded"))
+    with pytest.raises(OtherData, match="head was trained on another split"):
+        evaluate.main()
+
+
+def test_seen_are_train_and_val_with_their_pixels(monkeypatch):
+    """Catches val left out, which chose epoch and threshold, or holdout taken for seen."""
+    table = patches_frame([0, 1, 0, 1], n_test=1)
+    splits = {"train": [2], "val": [0], "holdout": [1, 3]}
+    monkeypatch.setattr("src.data.packed.read_patches", lambda _: table)
+    monkeypatch.setattr(
+        "src.data.labelled.load_split",
+        lambda split: SimpleNamespace(ids=table["id"].to_numpy(dtype=str)[splits[split]]),
+    )
+    assert evaluate.seen_patches() == {
+        "ids": [f"{i:040x}" for i in (0, 2)],
+        "sha256": [f"{i:064x}" for i in (0, 2)],
+    }
+
+
 def test_predictions_come_back_as_written(predictions, workspace):  # noqa: ARG001
     """float32 on the way would move a patch across the threshold."""
     evaluate.write_predictions(predictions)
@@ -146,7 +178,7 @@ def test_plots_folder_is_complete(predictions, workspace):  # noqa: ARG001
 
 def test_log_names_what_weakens_the_verdict(predictions, workspace, caplog, monkeypatch):  # noqa: ARG001
     """An optimistic score that looks like any other."""
-    monkeypatch.setattr("src.data.identity.split_kind", lambda: SplitKind(False, "stand-ins"))
+    monkeypatch.setattr(evaluate, "split_kind", lambda: SplitKind(False, "stand-ins"))
     few = predictions.assign(group=predictions["group"].str.replace(r"[2-5]$", "0", regex=True))
     point = evaluate.operating_point_on_val(few, PARAMS)
     log = logging.getLogger("test")

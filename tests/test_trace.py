@@ -153,6 +153,29 @@ def test_whole_chain_holds(links):
     assert links() == []
 
 
+@pytest.mark.parametrize("folder", ["head", "finetuned"])
+@pytest.mark.parametrize(
+    ("key", "named"), [("content_digest", "data of the run"), ("split_sha256", "split of the run")]
+)
+def test_run_of_another_dataset_than_the_evidence_is_named(links, monkeypatch, folder, key, named):
+    """Split anew, evaluated and registered: the version's evidence alone agrees with itself."""
+    from src.tracking import provenance
+
+    read = provenance.read_version_evidence
+
+    def leaked(model):
+        evidence = read(model)
+        evidence["runs"][folder]["record"]["dataset"][key] = "0" * 64
+        return evidence
+
+    monkeypatch.setattr(provenance, "read_version_evidence", leaked)
+    broken = [link for link in links() if link.startswith("data: ")]
+    assert broken == [
+        f"data: {named} of {folder}: changed: is 000000000000…, but evaluate says "
+        f"{broken[0].rpartition(' ')[2]}"
+    ]
+
+
 FILES = {
     "submission/submission.csv": "submission: submission.csv",
     "submission/lineage.json": "lineage.json",

@@ -1,8 +1,8 @@
 """Registered versions of the final model, with their evidence, and the two aliases.
 
 A version's folder holds the MLflow model and, under ``evidence/``, everything needed to judge and
-use it: evidence, operating point, training ids and the golden batch. Every file is compared with
-the SHA-256 recorded at registration before it is read.
+use it: evidence, operating point, the patches it has seen and the golden batch. Every file is
+compared with the SHA-256 recorded at registration before it is read.
 """
 
 import json
@@ -42,7 +42,7 @@ CHALLENGER: Alias = "challenger"
 
 FINAL_MODEL_NAME = "resnet50-final"
 _OPERATING_POINT = "evidence/operating_point.json"
-_SEEN_IDS = "evidence/seen_ids.txt"
+_SEEN = {"ids": "evidence/seen_ids.txt", "sha256": "evidence/seen_sha256.txt"}
 _EVIDENCE = "evidence/evidence.json"
 _CONTRACT = "evidence/contract.json"
 _FINAL_MANIFEST = "evidence/final_manifest.json"
@@ -60,6 +60,7 @@ class VersionFiles:
     operating_point : ``rule``, ``threshold``, ``temperature``
     contract : what its input and output are; None where it was registered without
     seen_ids : ids of the patches it was trained on or chosen by (train and val)
+    seen_sha256 : of their pixels
     evidence : what was known of it when it was registered
     golden : its golden batch; None where it was registered without
     model_sha256 : of the ``.keras`` file, the same as in ``models/final``
@@ -74,6 +75,7 @@ class VersionFiles:
     operating_point: Mapping[str, Any]
     contract: Mapping[str, Any] | None
     seen_ids: frozenset[str]
+    seen_sha256: frozenset[str]
     evidence: Mapping[str, Any]
     golden: golden.Golden | None
     model_sha256: str
@@ -180,13 +182,24 @@ def load_version(name: str, version: int, *, folder: Path | None = None) -> Vers
         model=load_keras(folder / MODEL_FILE),
         operating_point=read_json(folder / _OPERATING_POINT),
         contract=read_json(folder / _CONTRACT) if _CONTRACT in files else None,
-        seen_ids=frozenset((folder / _SEEN_IDS).read_text().split()),
+        seen_ids=_read_seen(folder, "ids"),
+        seen_sha256=_read_seen(folder, "sha256"),
         evidence=read_json(folder / _EVIDENCE),
         golden=golden.read_golden(folder),
         model_sha256=files[MODEL_FILE],
         manifest_sha256=entry.tags["manifest_sha256"],
         tags=dict(entry.tags),
     )
+
+
+def _read_seen(folder: Path, key: str) -> frozenset[str]:
+    file = folder / _SEEN[key]
+    if not file.is_file():
+        raise VerificationError(
+            f"model verification failed: no {_SEEN[key]}: it was registered by an earlier version "
+            "of this project; register it again: dvc repro --force evaluate register predict"
+        )
+    return frozenset(file.read_text(encoding="utf-8").split())
 
 
 def verify_version(name: str, version: int) -> None:
@@ -412,7 +425,7 @@ def _upload(
         write_json(evidence_file, evidence)
         extras = {
             _OPERATING_POINT: final_folder / "operating_point.json",
-            _SEEN_IDS: final_folder / "seen_ids.txt",
+            **{path: final_folder / Path(path).name for path in _SEEN.values()},
             _FINAL_MANIFEST: final_folder / MANIFEST,
             _EVIDENCE: evidence_file,
         }
