@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from src import paths
 from src.params import EvaluateParams, Params
+from src.scoring import finite
 from src.system.durable import read_json, verify_folder
 from src.system.errors import ProjectError
 
@@ -73,8 +74,6 @@ def read_holdout(predictions: Path) -> "pd.DataFrame":
 
 def standing_champion(name: str, log: Logger) -> Champion:
     """The present champion, verified, loaded and its golden batch reproduced; or why it isn't."""
-    from src.evaluation.promotion import GOLDEN_TOLERANCE
-    from src.tracking.golden import golden_error
     from src.tracking.logged_models import VerificationError
     from src.tracking.registry import champion_version, load_version
     from src.tracking.store import TrackingError
@@ -84,17 +83,33 @@ def standing_champion(name: str, log: Logger) -> Champion:
         return Champion()
     try:
         files = load_version(name, version)
-        error = 0.0 if files.golden is None else golden_error(files.model, files.golden)
-        if not error <= GOLDEN_TOLERANCE:  # also True for NaN
-            raise VerificationError(
-                f"model verification failed: golden batch not reproduced, logits differ by up to "
-                f"{error:.2g}, allowed {GOLDEN_TOLERANCE:g}"
-            )
+        check_golden(files)
     except (VerificationError, TrackingError) as error:
         absent = f"champion version {version} doesn't stand: {error}"
         log.warning(absent)
         return Champion(version, absent=absent)
     return Champion(version, files)
+
+
+def check_golden(version: "VersionFiles") -> None:
+    """Refuse a version that doesn't give its golden logits any more.
+
+    Raises
+    ------
+    VerificationError
+        By how much they differ.
+    """
+    from src.evaluation.promotion import GOLDEN_TOLERANCE
+    from src.tracking.golden import golden_error
+    from src.tracking.logged_models import VerificationError
+
+    error = golden_error(version.model, version.golden)
+    if error is not None and not error <= GOLDEN_TOLERANCE:  # NaN is refused as well
+        raise VerificationError(
+            f"model verification failed: golden batch of version {version.version} of "
+            f"{version.name} not reproduced, logits differ by up to {error:.2g}, allowed "
+            f"{GOLDEN_TOLERANCE:g}"
+        )
 
 
 def gather(
@@ -131,7 +146,7 @@ def gather(
         n_groups=groups_by_class(rows) if comparison is None else comparison.n_groups,
         min_groups=params.register_.min_groups,
         reload_error=reload_error(files, holdout, batch_size, log) if is_evaluated else None,
-        golden_error=None if files.golden is None else golden_error(files.model, files.golden),
+        golden_error=golden_error(files.model, files.golden),
         rejected=files.tags.get("rejected"),
         no_champion=(
             "it is the champion" if champion.version == files.version else champion.absent
@@ -255,15 +270,22 @@ def reload_error(
 def score(
     version: "VersionFiles", ids: "pd.Series[str]", batch_size: int, log: Logger
 ) -> NDArray[np.float64]:
-    """Probabilities (n,) of holdout patches, in the order of ``ids``."""
+    """Probabilities (n,) of holdout patches, in the order of ``ids``.
+
+    Raises
+    ------
+    ScoreError
+        One isn't finite.
+    """
     from src.data.labelled import load_split
-    from src.model.inference import predict_probabilities
+    from src.model.inference import predict_outputs
 
     patches = load_split("holdout")
     rows = rows_of(ids, patches)
-    return predict_probabilities(
+    probabilities = predict_outputs(
         version.model, patches.pixels, rows, batch_size=batch_size, log=log
     )
+    return finite(probabilities, f"version {version.version} of {version.name}")
 
 
 def rows_of(ids: "pd.Series[str]", patches: "LabelledPatches") -> NDArray[np.int64]:

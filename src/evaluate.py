@@ -14,6 +14,7 @@ from src import paths
 from src.data.identity import check_trained_here, split_kind
 from src.explanation import write_gallery
 from src.params import EvaluateParams, Params, load_params
+from src.scoring import finite
 from src.system.cli import run
 from src.system.durable import read_json, replacing_folder, write_bytes, write_json
 from src.system.log import configure, get_logger
@@ -82,11 +83,11 @@ def predict(model: "keras.Model", params: Params, log: Logger) -> "pd.DataFrame"
 def _view_logits(
     model: "keras.Model", split: "LabelledPatches", params: Params, log: Logger
 ) -> NDArray[np.float64]:
-    """(views, n) logits; one view without ``evaluate.tta``."""
-    from src.model.inference import predict_logits
+    """(views, n) logits, all finite; one view without ``evaluate.tta``."""
+    from src.model.inference import predict_outputs
     from src.model.tta import predict_view_logits
 
-    score = predict_view_logits if params.evaluate.tta else predict_logits
+    score = predict_view_logits if params.evaluate.tta else predict_outputs
     logits = score(
         model,
         split.pixels,
@@ -95,6 +96,7 @@ def _view_logits(
         log=log,
         task=f"{split.split}: scored",
     )
+    finite(logits.ravel(), f"models/finetuned, asked about {split.split},")
     return np.atleast_2d(logits)
 
 

@@ -73,9 +73,9 @@ def decide(params: Params, changes: "AliasChanges", log: Logger) -> dict[str, An
     challenger = register_challenger(name, holdout)
     champion = standing_champion(name, log)
     evidence, comparison = gather(challenger, champion, holdout, params, is_evaluated=True, log=log)
-    check_integrity(challenger, evidence)
-    point_challenger_at(challenger, changes)
     decision = promotion.decide(evidence)
+    check_integrity(challenger, decision)
+    point_challenger_at(challenger, changes)
     registration = registration_of(
         challenger,
         champion,
@@ -129,35 +129,28 @@ def golden_patches(holdout: "pd.DataFrame") -> NDArray[np.uint8]:
     return pixels
 
 
-def check_integrity(challenger: "VersionFiles", evidence: "Evidence") -> None:
+def check_integrity(challenger: "VersionFiles", decision: "Decision") -> None:
     """Refuse a version that, loaded from the registry, isn't the model that was evaluated.
 
     Raises
     ------
     VerificationError
-        Its probabilities differ from those of ``predictions.parquet``, or its logits from those
-        of the golden batch. The version's tag ``decision`` says so.
+        A rule about what it is doesn't hold, such as that its probabilities are those of
+        ``predictions.parquet``. The version's tag ``decision`` says so.
     """
-    from src.evaluation.promotion import GOLDEN_TOLERANCE, RELOAD_TOLERANCE
     from src.tracking.logged_models import VerificationError
     from src.tracking.registry import set_version_tags
 
-    found = (
-        (evidence.reload_error, RELOAD_TOLERANCE, "probability from predictions.parquet"),
-        (evidence.golden_error, GOLDEN_TOLERANCE, "logit from its golden batch"),
+    if not decision.failed_integrity:
+        return
+    failed = [decision.checks[rule] for rule in decision.failed_integrity]
+    reasons = "; ".join(f"{check.reason}, allowed {check.allowed}" for check in failed)
+    reason = (
+        f"model verification failed: version {challenger.version}: {reasons}; run: "
+        "dvc repro --force evaluate"
     )
-    for error, tolerance, what in found:
-        if error is None or not error <= tolerance:  # also True for NaN
-            by = "an unknown amount" if error is None else f"up to {error:.2g}"
-            reason = (
-                f"model verification failed: version {challenger.version}, loaded from the "
-                f"registry, differs by {by} in {what}, allowed {tolerance:g}; run: "
-                "dvc repro --force evaluate"
-            )
-            set_version_tags(
-                challenger.name, challenger.version, {"decision": f"not promoted: {reason}"}
-            )
-            raise VerificationError(reason)
+    set_version_tags(challenger.name, challenger.version, {"decision": f"not promoted: {reason}"})
+    raise VerificationError(reason)
 
 
 def evidence_of(metrics: dict[str, Any], run_id: str) -> dict[str, Any]:
@@ -230,9 +223,9 @@ def registration_of(
 def is_chosen_by_a_person(name: str) -> bool:
     """Whether ``promote`` made the present champion, and not this stage."""
     from src.tracking.aliases import read_log
-    from src.tracking.registry import CHAMPION
+    from src.tracking.promotion_log import champion_moves
 
-    moves = [entry for entry in read_log(name).entries if entry.alias == CHAMPION]
+    moves = champion_moves(read_log(name).entries)
     return bool(moves) and moves[-1].action in ("promote", "rollback")
 
 

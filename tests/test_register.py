@@ -340,7 +340,7 @@ def test_reloaded_version_must_give_the_probabilities_of_evaluate(project):
     rows = project.rows
     rows["probability"] = rows["probability"] + 2e-4
     write_evaluation(rows, low=0.2)
-    with pytest.raises(VerificationError, match=r"differs by up to 0\.0002"):
+    with pytest.raises(VerificationError, match=r"failed: .* differ by up to 0\.0002"):
         register.main()
     assert registry.aliases(project.name) == {}
     assert not paths.REGISTRATION.exists()
@@ -364,7 +364,7 @@ def test_challenger_that_does_not_give_its_golden_logits_gets_no_alias(project, 
     logits_of = golden.logits_of
     monkeypatch.setattr(golden, "logits_of", lambda *a: logits_of(*a) + next(drift))
     drift = iter([0.0, 2e-3])
-    with pytest.raises(VerificationError, match=r"differs by up to 0\.002 in logit"):
+    with pytest.raises(VerificationError, match=r"failed: .* logits differ by up to 0\.002"):
         register.main()
     assert registry.aliases(project.name) == {}
     (entry,) = registry.versions(project.name)
@@ -377,7 +377,8 @@ def test_champion_that_does_not_give_its_golden_logits_does_not_stand(project, m
     monkeypatch.setattr(golden, "logits_of", lambda *_: np.full(8, 9.0))
     champion = deciding.standing_champion(project.name, LOG)
     assert (champion.version, champion.files) == (1, None)
-    assert "golden batch not reproduced" in champion.absent
+    assert "model verification failed: golden batch of version 1" in champion.absent
+    assert "not reproduced, logits differ by up to" in champion.absent
 
 
 @pytest.mark.tensorflow
