@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src import evaluate, paths
+from src import deciding, evaluate, paths
 from src.data.identity import OtherData, SplitKind
 from src.data.labelled import LabelledPatches
 from src.evaluation.baseline import N_FEATURES
 from src.evaluation.metrics import auroc
+from src.evaluation.promotion import decide
 from src.params import load_params
 from src.system.durable import verify_folder, write_json
 from tests.data.tables import patches_frame
@@ -62,10 +63,10 @@ def workspace(tmp_path, monkeypatch):
     return tmp_path
 
 
-def _with_shuffled_labels(predictions, split):
+def _with_shuffled_labels(predictions, split, seed=9):
     rows = predictions["split"] == split
     shuffled = predictions.copy()
-    shuffled.loc[rows, "label"] = np.random.default_rng(9).permutation(
+    shuffled.loc[rows, "label"] = np.random.default_rng(seed).permutation(
         predictions.loc[rows, "label"]
     )
     return shuffled
@@ -149,6 +150,47 @@ def test_predictions_come_back_as_written(predictions, workspace):  # noqa: ARG0
     evaluate.write_predictions(predictions)
     assert set(verify_folder(paths.EVALUATE)) == {"predictions.parquet"}
     pd.testing.assert_frame_equal(evaluate.read_predictions(), predictions)
+
+
+def test_shuffled_holdout_labels_promote_nothing(predictions, workspace, monkeypatch):  # noqa: ARG001
+    """A result that comes from anything but the labels: a leak, the split, the rules themselves."""
+    monkeypatch.setattr(deciding, "reload_error", lambda *_: 0.0)
+    monkeypatch.setattr("src.tracking.golden.golden_error", lambda *_: 0.0)
+    right = predictions.assign(sha256="", baseline_probability=np.linspace(0, 1, 240) % 0.1)
+    shuffled = [_with_shuffled_labels(right, "holdout", seed) for seed in range(20)]
+    (auroc_right, decided_right), *chance = (_judged(table) for table in (right, *shuffled))
+    assert auroc_right > 0.75
+    assert decided_right.promote
+    assert np.mean([found for found, _ in chance]) == pytest.approx(0.5, abs=0.04)
+    assert not chance[0][1].promote
+    # nominal 1 in 40; of 6 groups about 3
+    assert sum(decided.promote for _, decided in chance) <= 3
+
+
+def _judged(predictions):
+    """AUROC by ``evaluate``, decision by the rules of ``register``."""
+    report = evaluate.report_of(
+        predictions, evaluate.operating_point_on_val(predictions, PARAMS), PARAMS
+    )
+    evaluate.write_predictions(predictions)
+    params = load_params().model_copy(update={"evaluate": PARAMS})
+    version = SimpleNamespace(
+        version=1,
+        seen_ids=frozenset(),
+        seen_sha256=frozenset(["known"]),
+        model=None,
+        golden=None,
+        tags={},
+    )
+    evidence, _ = deciding.gather(
+        version,
+        deciding.Champion(),
+        deciding.read_holdout(paths.PREDICTIONS),
+        params,
+        is_evaluated=True,
+        log=logging.getLogger("test"),
+    )
+    return report["holdout"]["auroc"], decide(evidence)
 
 
 def _write_fits():
