@@ -254,6 +254,8 @@ def record(
             why=decision.checks["not_worse_than_champion"].reason,
             evidence_sha256=evidence_sha256,
         )
+    elif champion.version == version:
+        return  # it is champion all the same, by force: its tags say since when and why
     verdict = "promoted" if decision.promote else "not promoted"
     tags = decision_tags(decision, verdict=verdict, evidence_sha256=evidence_sha256)
     set_version_tags(name, version, tags)

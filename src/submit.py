@@ -143,7 +143,7 @@ def upload(sent: Sent, client: SubmissionClient, log: Logger) -> frozenset[Any]:
     SubmitError
         Kaggle can't be reached or refuses it.
     """
-    failed_before = set()
+    failed_before: set[Any] = set()
     for entry in _entries(sent, client):
         if _status(entry) != "ERROR":
             log.info("Kaggle has this very table: not uploaded again")

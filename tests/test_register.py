@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src import deciding, paths, register
+from src import deciding, paths, promote, register
 from src.data.identity import OtherData
 from src.deciding import Champion, Comparison
 from src.evaluation import promotion
@@ -239,6 +239,19 @@ def test_model_of_another_split_or_data_is_not_registered(project, monkeypatch):
             register.main()
         write_json(folder / "run.json", right)
     assert registry.versions(project.name) == []
+
+
+@pytest.mark.tensorflow
+def test_registering_a_forced_champion_again_leaves_its_reasons(project):
+    """Catches 'not promoted' on the version that is champion, by a person's word."""
+    write_evaluation(project.rows.assign(baseline_probability=project.rows["probability"]), low=0)
+    register.main()
+    promote.promote(project.params, 1, force=True, why="checked by hand", log=LOG)
+    before = registry.version_tags(project.name, 1)
+    register.main()
+    assert predicts(read_json(paths.REGISTRATION)) == (1, "champion")
+    assert registry.version_tags(project.name, 1) == before
+    assert before["decision"].startswith("promoted against the rules")
 
 
 def test_two_at_once_decide_one_after_the_other(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from src.system.links import (
 )
 from src.tracking.aliases import read_log
 from src.tracking.lineage import UNKNOWN
-from src.tracking.logged_models import MODEL_FILE
+from src.tracking.logged_models import MODEL_FILE, odd_files
 from src.tracking.promotion_log import Entry, champion_moves
 from src.tracking.records import RunRecord, flat_metrics, run_params, run_tags
 from src.tracking.registry import VersionFolder, version_folder
@@ -30,7 +30,6 @@ from src.tracking.store import TrackingError, connect, is_absent, reporting
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-_WRITTEN_BY_READERS = "registered_model_meta"
 _MAX_NAMED = 5
 
 
@@ -103,22 +102,16 @@ def version_links(model: Mapping[str, Any], point: Mapping[str, Any]) -> list[Li
 
 def file_links(folder: Path, *, manifest_sha256: str) -> list[Link]:
     """A model folder: one link where all its files are those registered, else one a wrong file."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return [missing(MANIFEST, f"not in {folder}")]
-    if sha256_file(manifest) != manifest_sha256:
-        return [changed(MANIFEST, "of the version is not the one that was registered")]
-    entries = manifest_entries(manifest) or {}
-    present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    said = {
+        "missing": (missing, "of the version is gone"),
+        "unlisted": (changed, "was not among the version's files"),
+        "changed": (changed, "of the version has other bytes than registered"),
+    }
     links = []
-    for name in sorted({*entries, *present} - {MANIFEST, _WRITTEN_BY_READERS}):
-        if name not in present:
-            links.append(missing(name, "file of the version is gone"))
-        elif name not in entries:
-            links.append(changed(name, "was not among the version's files"))
-        elif not is_listed(folder / name, entries[name]):
-            links.append(changed(name, "file of the version has other bytes than registered"))
-    return links or [holds("files", f"{len(entries)} files are those registered")]
+    for name, oddity in odd_files(folder, manifest_sha256=manifest_sha256):
+        link, words = said[oddity]
+        links.append(link(name, words))
+    return links or [holds("files", "all are those registered")]
 
 
 def _log_links(name: str, version: VersionFolder, role: str) -> list[Link]:

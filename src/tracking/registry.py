@@ -6,9 +6,9 @@ compared with the SHA-256 recorded at registration before it is read.
 """
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -368,9 +368,7 @@ def _no_version(name: str, version: int) -> str:
 
 
 def _files_of(entry: "ModelVersion") -> Path:
-    """The version's folder: in place where the store is on this machine, else a fresh copy."""
-    import mlflow.artifacts
-
+    """The version's folder: in place where the store is on this machine, else a copy."""
     store = connect()
     with reporting(f"can't give the files of {entry.name} version {entry.version}"):
         location = store.client.get_model_version_download_uri(entry.name, entry.version)
@@ -378,16 +376,36 @@ def _files_of(entry: "ModelVersion") -> Path:
         if parts.scheme in ("", "file"):
             folder = Path(unquote(parts.path))
         else:
-            folder = paths.CACHE / "registry" / entry.name / str(entry.version)
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            folder = Path(
-                mlflow.artifacts.download_artifacts(
-                    artifact_uri=location, dst_path=str(folder), tracking_uri=store.uri
-                )
-            )
+            folder = _copy_of(entry, location, store)
     if not folder.is_dir():
         raise TrackingError(_no_version(entry.name, int(entry.version)))
+    return folder
+
+
+def _copy_of(entry: "ModelVersion", location: str, store: Store) -> Path:
+    """A copy of a version's files; the one that is here already where it is what was registered.
+
+    It appears as a whole, and is never written again in place: another process may be reading it.
+    """
+    import mlflow.artifacts
+
+    manifest_sha256 = str(entry.tags.get("manifest_sha256"))
+    name = f"{entry.version}-{manifest_sha256[:16]}"
+    folder: Path = paths.CACHE / "registry" / str(entry.name) / name
+    with suppress(VerificationError):
+        verified_files(folder, manifest_sha256=manifest_sha256)
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        new, old = Path(temporary) / "new", Path(temporary) / "old"
+        new.mkdir()
+        fetched = mlflow.artifacts.download_artifacts(
+            artifact_uri=location, dst_path=str(new), tracking_uri=store.uri
+        )
+        with suppress(OSError):  # there is none, or another process has just moved it
+            folder.rename(old)
+        with suppress(OSError):  # another process has just put its own there
+            Path(fetched).rename(folder)
     return folder
 
 
