@@ -236,10 +236,21 @@ def seen(holdout: "pd.DataFrame", version: "VersionFiles") -> NDArray[np.bool_]:
 def difference(
     rows: "pd.DataFrame", scores: Any, other_scores: Any, params: EvaluateParams
 ) -> "Difference":
-    """AUROC of ``scores`` minus that of ``other_scores``, paired, with its clustered interval."""
-    from src.evaluation.intervals import paired_difference
+    """AUROC of ``scores`` minus that of ``other_scores``, paired.
 
-    return paired_difference(
+    Its interval holds the one clustered by group and DeLong's, which takes patches as independent:
+    of a few groups that happen to be alike the clustered one is too narrow.
+
+    Raises
+    ------
+    UndefinedMetric
+        The clustered interval can't be given.
+    """
+    from src.evaluation.delong import delong_difference
+    from src.evaluation.intervals import Difference, paired_difference
+    from src.evaluation.metrics import UndefinedMetric
+
+    clustered = paired_difference(
         rows["label"],
         scores,
         other_scores,
@@ -247,6 +258,15 @@ def difference(
         n_resamples=params.n_resamples,
         confidence=params.confidence,
         rng=np.random.default_rng(params.seed),
+    )
+    try:
+        by_patch = delong_difference(
+            rows["label"], scores, other_scores, confidence=params.confidence
+        )
+    except UndefinedMetric:  # the two rank the patches alike, say
+        return clustered
+    return Difference(
+        clustered.value, min(clustered.low, by_patch.low), max(clustered.high, by_patch.high)
     )
 
 

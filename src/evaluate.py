@@ -4,6 +4,7 @@
 Temperature and threshold come from val, reported figures from holdout.
 """
 
+from collections.abc import Mapping
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from src import paths
 from src.data.identity import check_trained_here, split_kind
+from src.evaluation.predictions import ONE_VIEW, rows_of
 from src.explanation import write_gallery
 from src.params import EvaluateParams, Params, load_params
 from src.scoring import finite
@@ -41,17 +43,18 @@ def main() -> None:
     operating_point = operating_point_on_val(predictions, params.evaluate)
     report = report_of(predictions, operating_point, params.evaluate)
     write_json(paths.METRICS, report)
-    write_plots(predictions, operating_point, report, params.evaluate)
+    figures = pictures(predictions, operating_point, report)
+    write_plots(predictions, operating_point, figures, params.evaluate)
     write_gallery(
         model,
-        _rows(predictions, "holdout"),
+        rows_of(predictions, "holdout"),
         threshold=operating_point.threshold,
         seed=params.evaluate.seed,
         log=log,
     )
     write_final(model, operating_point)
     write_report(params.evaluate, log)
-    log_to_run(predictions, operating_point, report, log)
+    log_to_run(report, figures, log)
     say(report, log)
 
 
@@ -117,7 +120,6 @@ def predictions_of(
 
     from src.evaluation.baseline import baseline_probability, fit_baseline
     from src.evaluation.calibration import fit_temperature, probability
-    from src.evaluation.predictions import ONE_VIEW
 
     baseline = fit_baseline(histograms[0], train.labels)
     means = [split_logits.mean(axis=0) for split_logits in logits]
@@ -179,7 +181,7 @@ def operating_point_on_val(predictions: "pd.DataFrame", params: EvaluateParams) 
     from src.evaluation.calibration import fit_temperature
     from src.evaluation.operating_point import OperatingPoint, choose_threshold
 
-    val = _rows(predictions, "val")
+    val = rows_of(predictions, "val")
     rule = params.operating_point.as_rule()
     return OperatingPoint(
         rule=rule,
@@ -196,7 +198,7 @@ def report_of(
     from src.evaluation.metrics_report import metrics_report
     from src.evaluation.operating_point import choose_threshold
 
-    val = _rows(predictions, "val")
+    val = rows_of(predictions, "val")
     return metrics_report(
         predictions,
         operating_point,
@@ -213,7 +215,7 @@ def report_of(
 def write_plots(
     predictions: "pd.DataFrame",
     operating_point: "OperatingPoint",
-    report: "Report",
+    figures: "Mapping[str, Figure]",
     params: EvaluateParams,
 ) -> None:
     """Write ``reports/plots``: ``groups.csv``, a CSV for each plot of ``dvc plots``, pictures."""
@@ -222,7 +224,7 @@ def write_plots(
     from src.evaluation.plots import plot_tables
 
     fits = [read_json(folder / "fit.json") for folder in (paths.HEAD_MODEL, paths.FINETUNED_MODEL)]
-    holdout = _rows(predictions, "holdout")
+    holdout = rows_of(predictions, "holdout")
     tables = plot_tables(holdout, fits, threshold=operating_point.threshold)
     tables["groups"] = group_table(
         holdout,
@@ -231,12 +233,11 @@ def write_plots(
         confidence=params.confidence,
         seed=params.seed,
     )
-    figures = pictures(predictions, operating_point, report)
-    figures["learning_curves"] = learning_curves(*fits)
+    drawn = {**figures, "learning_curves": learning_curves(*fits)}
     with replacing_folder(paths.PLOTS) as folder:
         for name, table in tables.items():
             table.to_csv(folder / f"{name}.csv", index=False)
-        for name, figure in figures.items():
+        for name, figure in drawn.items():
             figure.savefig(folder / f"{name}.png")
 
 
@@ -248,7 +249,7 @@ def pictures(
     from src.evaluation.calibration import probability
     from src.evaluation.metrics import scored
 
-    rows = _rows(predictions, "holdout")
+    rows = rows_of(predictions, "holdout")
     patches = scored(rows["label"], rows["probability"], threshold=operating_point.threshold)
     holdout = report["holdout"]
     return {
@@ -317,12 +318,7 @@ def write_report(params: EvaluateParams, log: Logger) -> None:
     log.info(f"report: {paths.REPORT.relative_to(paths.ROOT)}, {len(page) / 1e6:.1f} MB, offline")
 
 
-def log_to_run(
-    predictions: "pd.DataFrame",
-    operating_point: "OperatingPoint",
-    report: "Report",
-    log: Logger,
-) -> None:
+def log_to_run(report: "Report", figures: "Mapping[str, Figure]", log: Logger) -> None:
     """Add metrics, pictures, page and card to the MLflow run that fine-tuned the model."""
     from src.tracking.run_files import add_files
     from src.tracking.runs import add_evaluation, ensure_run
@@ -330,7 +326,7 @@ def log_to_run(
     run_id = ensure_run(paths.FINETUNED_MODEL)
     tags = {name: str(report[name]).lower() for name in ("beats_baseline", "slide_disjoint")}
     tags["groups_are"] = report["groups_are"]
-    add_evaluation(run_id, report, pictures(predictions, operating_point, report), tags)
+    add_evaluation(run_id, report, figures, tags)
     add_files(run_id, (paths.REPORT, paths.MODEL_CARD), "report")
     log.info(f"added metrics, pictures and report to MLflow run {run_id}")
 
@@ -359,10 +355,6 @@ def say(report: "Report", log: Logger) -> None:
             f"{report['groups_are']}"
         )
     log.info(verdict(report))
-
-
-def _rows(predictions: "pd.DataFrame", split: str) -> "pd.DataFrame":
-    return predictions[predictions["split"] == split]
 
 
 def _interval(values: dict[str, Any], name: str) -> Any:

@@ -211,7 +211,8 @@ def test_plots_folder_is_complete(predictions, workspace):  # noqa: ARG001
     _write_fits()
     point = evaluate.operating_point_on_val(predictions, PARAMS)
     report = evaluate.report_of(predictions, point, PARAMS)
-    evaluate.write_plots(predictions, point, report, PARAMS)
+    figures = evaluate.pictures(predictions, point, report)
+    evaluate.write_plots(predictions, point, figures, PARAMS)
     names = ("roc", "precision_recall", "confusion", "loss", "learning_rate", "groups")
     csv = {f"{name}.csv" for name in names}
     png = {"roc.png", "precision_recall.png", "confusion.png", "reliability.png"}

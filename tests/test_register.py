@@ -14,6 +14,7 @@ from src import deciding, paths, promote, register
 from src.data.identity import OtherData
 from src.deciding import Champion, Comparison
 from src.evaluation import promotion
+from src.evaluation.delong import delong_difference
 from src.evaluation.intervals import Difference
 from src.system.durable import MANIFEST, read_json, sha256_file, write_json, write_manifest
 from src.system.errors import ProjectError
@@ -153,6 +154,19 @@ def test_patches_the_champion_saw_under_other_ids_count_for_neither():
     compared = compared_with_seen(probabilities, seen_sha256=frozenset(rows["sha256"][:20]))
     assert (compared.n_patches, compared.n_excluded) == (20, 20)
     assert compared.auroc == 0.0
+
+
+def test_few_groups_that_are_alike_promise_no_more_than_their_patches():
+    """Two groups of the same difference: resampled they have no spread at all, and the interval
+    would be a point above 0."""
+    rng = np.random.default_rng(2)
+    one = pd.DataFrame({"label": np.arange(20) % 2, "score": rng.random(20)})
+    one["other"] = rng.random(20)
+    rows = pd.concat([one.assign(group="a"), one.assign(group="b")], ignore_index=True)
+    found = deciding.difference(rows, rows["score"], rows["other"], evaluate_params())
+    by_patch = delong_difference(rows["label"], rows["score"], rows["other"], confidence=0.95)
+    assert (found.low, found.high) == (by_patch.low, by_patch.high)
+    assert found.low < found.value < found.high
 
 
 def test_nothing_left_to_compare_on():

@@ -12,4 +12,14 @@
 ==========================  ====================================================================
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
 ONE_VIEW = "logit_one_view"
+
+
+def rows_of(predictions: "pd.DataFrame", split: str) -> "pd.DataFrame":
+    """The rows of one split."""
+    return predictions[predictions["split"] == split]
