@@ -39,10 +39,10 @@ def make_project(
     pixels = patches(40) // 8 + (100 * rows["label"].to_numpy(np.uint8))[:, None, None, None]
     pixels = pixels.astype(np.uint8)
     model = keras.saving.load_model(keras_file)
-    rows["probability"] = model.predict(pixels, verbose=0)[:, 0].astype(np.float64)
+    rows["probability"] = np.asarray(model(pixels), np.float64)[:, 0]
     if rows.groupby("label")["probability"].mean().diff().iloc[-1] < 0:
         pixels = pixels[[i ^ 1 for i in range(40)]]
-        rows["probability"] = model.predict(pixels, verbose=0)[:, 0].astype(np.float64)
+        rows["probability"] = np.asarray(model(pixels), np.float64)[:, 0]
     split = labelled_patches(rows["id"].tolist(), np.arange(40), pixels)
     monkeypatch.setattr(labelled, "load_split", lambda _: split)
 
