@@ -17,7 +17,7 @@ from src.evaluation.intervals import paired_difference
 from src.params import EvaluateParams, load_params
 from src.paths import ROOT
 
-N_GROUPS = (2, 3, 5, 8, 16, 30)
+N_GROUPS = (2, 3, 5, 8, 16)
 PATCHES_A_GROUP = 50
 N_RESAMPLES = 500
 LEANINGS = (0.0, 0.5)  # standard deviation of a group's own part, that of a patch being 1
