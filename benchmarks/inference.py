@@ -93,7 +93,13 @@ def random_classifier(backbone: str | None, input_size: int | None) -> Any:
 
 def version_of(classifier: Any) -> Any:
     """What a scorer reads of a registered version."""
-    return SimpleNamespace(contract=None, model=classifier, operating_point={"threshold": 0.5})
+    return SimpleNamespace(
+        name="benchmark",
+        version=1,
+        contract=None,
+        model=classifier,
+        operating_point={"threshold": 0.5},
+    )
 
 
 def draw(n: int) -> Pixels:

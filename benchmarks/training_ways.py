@@ -161,12 +161,12 @@ class Ours(Way):
         float(loss)
 
     def val_logits(self) -> NDArray[np.float64]:
-        from src.model.inference import predict_logits
+        from src.model.inference import predict_outputs
         from src.system.log import get_logger
 
         val = self.data.val
         log = get_logger("benchmark")
-        return predict_logits(self.model, val.pixels, val.rows, batch_size=BATCH_SIZE, log=log)
+        return predict_outputs(self.model, val.pixels, val.rows, batch_size=BATCH_SIZE, log=log)
 
 
 class KerasFit(Way):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from src import paths
 from src.params import EvaluateParams, Params
+from src.scoring import finite
 from src.system.durable import read_json, verify_folder
 from src.system.errors import ProjectError
 
@@ -59,7 +60,7 @@ class Comparison:
 def read_holdout(predictions: Path) -> "pd.DataFrame":
     """Holdout rows of the verified ``predictions.parquet``.
 
-    Columns: id, group, label, probability, baseline_probability.
+    Columns: id, sha256, group, label, probability, baseline_probability.
     """
     import pandas as pd
 
@@ -73,8 +74,6 @@ def read_holdout(predictions: Path) -> "pd.DataFrame":
 
 def standing_champion(name: str, log: Logger) -> Champion:
     """The present champion, verified, loaded and its golden batch reproduced; or why it isn't."""
-    from src.evaluation.promotion import GOLDEN_TOLERANCE
-    from src.tracking.golden import golden_error
     from src.tracking.logged_models import VerificationError
     from src.tracking.registry import champion_version, load_version
     from src.tracking.store import TrackingError
@@ -84,17 +83,33 @@ def standing_champion(name: str, log: Logger) -> Champion:
         return Champion()
     try:
         files = load_version(name, version)
-        error = 0.0 if files.golden is None else golden_error(files.model, files.golden)
-        if not error <= GOLDEN_TOLERANCE:  # also True for NaN
-            raise VerificationError(
-                f"model verification failed: golden batch not reproduced, logits differ by up to "
-                f"{error:.2g}, allowed {GOLDEN_TOLERANCE:g}"
-            )
+        check_golden(files)
     except (VerificationError, TrackingError) as error:
         absent = f"champion version {version} doesn't stand: {error}"
         log.warning(absent)
         return Champion(version, absent=absent)
     return Champion(version, files)
+
+
+def check_golden(version: "VersionFiles") -> None:
+    """Refuse a version that doesn't give its golden logits any more.
+
+    Raises
+    ------
+    VerificationError
+        By how much they differ.
+    """
+    from src.evaluation.promotion import GOLDEN_TOLERANCE
+    from src.tracking.golden import golden_error
+    from src.tracking.logged_models import VerificationError
+
+    error = golden_error(version.model, version.golden)
+    if error is not None and not error <= GOLDEN_TOLERANCE:  # NaN is refused as well
+        raise VerificationError(
+            f"model verification failed: golden batch of version {version.version} of "
+            f"{version.name} not reproduced, logits differ by up to {error:.2g}, allowed "
+            f"{GOLDEN_TOLERANCE:g}"
+        )
 
 
 def gather(
@@ -115,7 +130,7 @@ def gather(
     from src.tracking.golden import golden_error
 
     batch_size = params.runtime.inference_batch_size
-    rows = holdout[~holdout["id"].isin(files.seen_ids)].reset_index(drop=True)
+    rows = holdout[~seen(holdout, files)].reset_index(drop=True)
     log.info(f"{len(rows):,} holdout patches that version {files.version} didn't see in training")
     if not is_evaluated and not rows.empty:
         rows["probability"] = score(files, rows["id"], batch_size, log)
@@ -131,7 +146,7 @@ def gather(
         n_groups=groups_by_class(rows) if comparison is None else comparison.n_groups,
         min_groups=params.register_.min_groups,
         reload_error=reload_error(files, holdout, batch_size, log) if is_evaluated else None,
-        golden_error=None if files.golden is None else golden_error(files.model, files.golden),
+        golden_error=golden_error(files.model, files.golden),
         rejected=files.tags.get("rejected"),
         no_champion=(
             "it is the champion" if champion.version == files.version else champion.absent
@@ -187,7 +202,7 @@ def compare(
     """
     from src.evaluation.metrics import UndefinedMetric, auroc
 
-    unseen = ~holdout["id"].isin(champion.seen_ids).to_numpy()
+    unseen = ~seen(holdout, champion)
     rows, scores = holdout[unseen], champion_probabilities[unseen]
     found: dict[str, Any] = {
         "version": champion.version,
@@ -208,13 +223,34 @@ def compare(
         return Comparison(**found, impossible=str(error))
 
 
+def seen(holdout: "pd.DataFrame", version: "VersionFiles") -> NDArray[np.bool_]:
+    """(n,) True for the holdout patches that the version was trained on or chosen by.
+
+    Known by id or by pixels: the same patch has other ids in Kaggle's archive and PatchCamelyon.
+    """
+    by_id, by_pixels = version.seen_ids, version.seen_sha256
+    known = holdout["id"].isin(by_id) | holdout["sha256"].isin(by_pixels)
+    return known.to_numpy(dtype=np.bool_)
+
+
 def difference(
     rows: "pd.DataFrame", scores: Any, other_scores: Any, params: EvaluateParams
 ) -> "Difference":
-    """AUROC of ``scores`` minus that of ``other_scores``, paired, with its clustered interval."""
-    from src.evaluation.intervals import paired_difference
+    """AUROC of ``scores`` minus that of ``other_scores``, paired.
 
-    return paired_difference(
+    Its interval holds the one clustered by group and DeLong's, which takes patches as independent:
+    of a few groups that happen to be alike the clustered one is too narrow.
+
+    Raises
+    ------
+    UndefinedMetric
+        The clustered interval can't be given.
+    """
+    from src.evaluation.delong import delong_difference
+    from src.evaluation.intervals import Difference, paired_difference
+    from src.evaluation.metrics import UndefinedMetric
+
+    clustered = paired_difference(
         rows["label"],
         scores,
         other_scores,
@@ -222,6 +258,15 @@ def difference(
         n_resamples=params.n_resamples,
         confidence=params.confidence,
         rng=np.random.default_rng(params.seed),
+    )
+    try:
+        by_patch = delong_difference(
+            rows["label"], scores, other_scores, confidence=params.confidence
+        )
+    except UndefinedMetric:  # the two rank the patches alike, say
+        return clustered
+    return Difference(
+        clustered.value, min(clustered.low, by_patch.low), max(clustered.high, by_patch.high)
     )
 
 
@@ -245,15 +290,22 @@ def reload_error(
 def score(
     version: "VersionFiles", ids: "pd.Series[str]", batch_size: int, log: Logger
 ) -> NDArray[np.float64]:
-    """Probabilities (n,) of holdout patches, in the order of ``ids``."""
+    """Probabilities (n,) of holdout patches, in the order of ``ids``.
+
+    Raises
+    ------
+    ScoreError
+        One isn't finite.
+    """
     from src.data.labelled import load_split
-    from src.model.inference import predict_probabilities
+    from src.model.inference import predict_outputs
 
     patches = load_split("holdout")
     rows = rows_of(ids, patches)
-    return predict_probabilities(
+    probabilities = predict_outputs(
         version.model, patches.pixels, rows, batch_size=batch_size, log=log
     )
+    return finite(probabilities, f"version {version.version} of {version.name}")
 
 
 def rows_of(ids: "pd.Series[str]", patches: "LabelledPatches") -> NDArray[np.int64]:

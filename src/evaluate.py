@@ -4,6 +4,7 @@
 Temperature and threshold come from val, reported figures from holdout.
 """
 
+from collections.abc import Mapping
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src import paths
+from src.data.identity import check_trained_here, split_kind
+from src.evaluation.predictions import ONE_VIEW, rows_of
 from src.explanation import write_gallery
 from src.params import EvaluateParams, Params, load_params
+from src.scoring import finite
 from src.system.cli import run
 from src.system.durable import read_json, replacing_folder, write_bytes, write_json
 from src.system.log import configure, get_logger
@@ -32,23 +36,25 @@ def main() -> None:
     params = load_params()
     configure(params.runtime.verbosity)
     log = get_logger("evaluate")
+    check_trained_here(paths.HEAD_MODEL, paths.FINETUNED_MODEL)
     model = load_model(params)
     write_predictions(predict(model, params, log))
     predictions = read_predictions()
     operating_point = operating_point_on_val(predictions, params.evaluate)
     report = report_of(predictions, operating_point, params.evaluate)
     write_json(paths.METRICS, report)
-    write_plots(predictions, operating_point, report, params.evaluate)
+    figures = pictures(predictions, operating_point, report)
+    write_plots(predictions, operating_point, figures, params.evaluate)
     write_gallery(
         model,
-        _rows(predictions, "holdout"),
+        rows_of(predictions, "holdout"),
         threshold=operating_point.threshold,
         seed=params.evaluate.seed,
         log=log,
     )
     write_final(model, operating_point)
     write_report(params.evaluate, log)
-    log_to_run(predictions, operating_point, report, log)
+    log_to_run(report, figures, log)
     say(report, log)
 
 
@@ -80,11 +86,11 @@ def predict(model: "keras.Model", params: Params, log: Logger) -> "pd.DataFrame"
 def _view_logits(
     model: "keras.Model", split: "LabelledPatches", params: Params, log: Logger
 ) -> NDArray[np.float64]:
-    """(views, n) logits; one view without ``evaluate.tta``."""
-    from src.model.inference import predict_logits
+    """(views, n) logits, all finite; one view without ``evaluate.tta``."""
+    from src.model.inference import predict_outputs
     from src.model.tta import predict_view_logits
 
-    score = predict_view_logits if params.evaluate.tta else predict_logits
+    score = predict_view_logits if params.evaluate.tta else predict_outputs
     logits = score(
         model,
         split.pixels,
@@ -93,6 +99,7 @@ def _view_logits(
         log=log,
         task=f"{split.split}: scored",
     )
+    finite(logits.ravel(), f"models/finetuned, asked about {split.split},")
     return np.atleast_2d(logits)
 
 
@@ -113,7 +120,6 @@ def predictions_of(
 
     from src.evaluation.baseline import baseline_probability, fit_baseline
     from src.evaluation.calibration import fit_temperature, probability
-    from src.evaluation.predictions import ONE_VIEW
 
     baseline = fit_baseline(histograms[0], train.labels)
     means = [split_logits.mean(axis=0) for split_logits in logits]
@@ -141,11 +147,11 @@ def predictions_of(
 def with_origins(
     predictions: "pd.DataFrame", patches: "pd.DataFrame", *, seed: int
 ) -> "pd.DataFrame":
-    """``predictions`` with the slide and the stain of each patch, from ``patches.parquet``."""
+    """``predictions`` with slide, stain and SHA-256 of each patch, from ``patches.parquet``."""
     from src.data.stain_names import stain_names
 
     labelled = patches[patches["subset"] == "train"]
-    origins = labelled[["id", "slide"]].assign(stain=stain_names(labelled, seed=seed))
+    origins = labelled[["id", "slide", "sha256"]].assign(stain=stain_names(labelled, seed=seed))
     return predictions.merge(origins, on="id", how="left", validate="one_to_one")
 
 
@@ -175,7 +181,7 @@ def operating_point_on_val(predictions: "pd.DataFrame", params: EvaluateParams) 
     from src.evaluation.calibration import fit_temperature
     from src.evaluation.operating_point import OperatingPoint, choose_threshold
 
-    val = _rows(predictions, "val")
+    val = rows_of(predictions, "val")
     rule = params.operating_point.as_rule()
     return OperatingPoint(
         rule=rule,
@@ -189,11 +195,10 @@ def report_of(
     predictions: "pd.DataFrame", operating_point: "OperatingPoint", params: EvaluateParams
 ) -> "Report":
     """The content of ``metrics.json``."""
-    from src.data.identity import split_kind
     from src.evaluation.metrics_report import metrics_report
     from src.evaluation.operating_point import choose_threshold
 
-    val = _rows(predictions, "val")
+    val = rows_of(predictions, "val")
     return metrics_report(
         predictions,
         operating_point,
@@ -210,7 +215,7 @@ def report_of(
 def write_plots(
     predictions: "pd.DataFrame",
     operating_point: "OperatingPoint",
-    report: "Report",
+    figures: "Mapping[str, Figure]",
     params: EvaluateParams,
 ) -> None:
     """Write ``reports/plots``: ``groups.csv``, a CSV for each plot of ``dvc plots``, pictures."""
@@ -219,7 +224,7 @@ def write_plots(
     from src.evaluation.plots import plot_tables
 
     fits = [read_json(folder / "fit.json") for folder in (paths.HEAD_MODEL, paths.FINETUNED_MODEL)]
-    holdout = _rows(predictions, "holdout")
+    holdout = rows_of(predictions, "holdout")
     tables = plot_tables(holdout, fits, threshold=operating_point.threshold)
     tables["groups"] = group_table(
         holdout,
@@ -228,12 +233,11 @@ def write_plots(
         confidence=params.confidence,
         seed=params.seed,
     )
-    figures = pictures(predictions, operating_point, report)
-    figures["learning_curves"] = learning_curves(*fits)
+    drawn = {**figures, "learning_curves": learning_curves(*fits)}
     with replacing_folder(paths.PLOTS) as folder:
         for name, table in tables.items():
             table.to_csv(folder / f"{name}.csv", index=False)
-        for name, figure in figures.items():
+        for name, figure in drawn.items():
             figure.savefig(folder / f"{name}.png")
 
 
@@ -245,7 +249,7 @@ def pictures(
     from src.evaluation.calibration import probability
     from src.evaluation.metrics import scored
 
-    rows = _rows(predictions, "holdout")
+    rows = rows_of(predictions, "holdout")
     patches = scored(rows["label"], rows["probability"], threshold=operating_point.threshold)
     holdout = report["holdout"]
     return {
@@ -270,14 +274,12 @@ def pictures(
 
 def write_final(model: "keras.Model", operating_point: "OperatingPoint") -> None:
     """Write ``models/final``: the calibrated classifier, how to decide, which patches it saw."""
-    from src.data.labelled import load_split
     from src.model.final import CONTRACT, CONTRACT_FILE, probability_classifier
     from src.model.inference import MODEL_FILE
     from src.model.saving import save_model
     from src.model.tta import averaged_over_views
 
-    # val chose the epoch, the temperature and the threshold
-    seen_ids = sorted(i for split in ("train", "val") for i in load_split(split).ids.tolist())
+    seen = seen_patches()
     if operating_point.tta:
         model = averaged_over_views(model)
     calibrated = probability_classifier(model, temperature=operating_point.temperature)
@@ -285,7 +287,23 @@ def write_final(model: "keras.Model", operating_point: "OperatingPoint") -> None
         save_model(calibrated, folder / MODEL_FILE)
         write_json(folder / "operating_point.json", operating_point.as_json())
         write_json(folder / CONTRACT_FILE, CONTRACT)
-        (folder / "seen_ids.txt").write_text("\n".join(seen_ids) + "\n", encoding="utf-8")
+        for key, values in seen.items():
+            (folder / f"seen_{key}.txt").write_text("\n".join(values) + "\n", encoding="utf-8")
+
+
+def seen_patches() -> dict[str, list[str]]:
+    """``ids`` of the train and val patches, and ``sha256`` of their pixels, both sorted.
+
+    By their pixels they are known in another archive as well, under whatever id.
+    """
+    from src.data.labelled import load_split
+    from src.data.packed import read_patches
+
+    # val chose the epoch, the temperature and the threshold
+    ids = np.concatenate([load_split(split).ids for split in ("train", "val")])
+    patches = read_patches(paths.INGEST)
+    pixels = patches.loc[(patches["subset"] == "train") & patches["id"].isin(ids), "sha256"]
+    return {"ids": sorted(ids.tolist()), "sha256": sorted(set(pixels))}
 
 
 def write_report(params: EvaluateParams, log: Logger) -> None:
@@ -300,12 +318,7 @@ def write_report(params: EvaluateParams, log: Logger) -> None:
     log.info(f"report: {paths.REPORT.relative_to(paths.ROOT)}, {len(page) / 1e6:.1f} MB, offline")
 
 
-def log_to_run(
-    predictions: "pd.DataFrame",
-    operating_point: "OperatingPoint",
-    report: "Report",
-    log: Logger,
-) -> None:
+def log_to_run(report: "Report", figures: "Mapping[str, Figure]", log: Logger) -> None:
     """Add metrics, pictures, page and card to the MLflow run that fine-tuned the model."""
     from src.tracking.run_files import add_files
     from src.tracking.runs import add_evaluation, ensure_run
@@ -313,7 +326,7 @@ def log_to_run(
     run_id = ensure_run(paths.FINETUNED_MODEL)
     tags = {name: str(report[name]).lower() for name in ("beats_baseline", "slide_disjoint")}
     tags["groups_are"] = report["groups_are"]
-    add_evaluation(run_id, report, pictures(predictions, operating_point, report), tags)
+    add_evaluation(run_id, report, figures, tags)
     add_files(run_id, (paths.REPORT, paths.MODEL_CARD), "report")
     log.info(f"added metrics, pictures and report to MLflow run {run_id}")
 
@@ -342,10 +355,6 @@ def say(report: "Report", log: Logger) -> None:
             f"{report['groups_are']}"
         )
     log.info(verdict(report))
-
-
-def _rows(predictions: "pd.DataFrame", split: str) -> "pd.DataFrame":
-    return predictions[predictions["split"] == split]
 
 
 def _interval(values: dict[str, Any], name: str) -> Any:

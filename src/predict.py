@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from src.tracking.registry import VersionFiles
 
 
+_CHOOSE = "dvc repro --single-item --force register predict"
+
+
 @dataclass(frozen=True)
 class Submission:
     """The table to send in, and which of its ids had no readable image.
@@ -92,16 +95,16 @@ def predict_test(params: Params, log: Logger) -> None:
 
 
 def check_chosen(registration: dict[str, Any]) -> None:
-    """Refuse a version that isn't the one ``register`` chose, or whose files changed.
+    """Refuse a version that isn't the one ``register`` chose, or is champion no longer.
 
     Raises
     ------
     PredictionError
-        Another registry has another version of that number.
+        Another registry has another version of that number, or another version is champion now.
     VerificationError, TrackingError
         Its files changed, or it isn't there.
     """
-    from src.tracking.registry import verify_version, version_tags
+    from src.tracking.registry import champion_version, verify_version, version_tags
 
     name, chosen = registration["name"], registration["predict_with"]
     number = int(chosen["version"])
@@ -109,7 +112,14 @@ def check_chosen(registration: dict[str, Any]) -> None:
     if version_tags(name, number)["manifest_sha256"] != chosen["manifest_sha256"]:
         raise PredictionError(
             f"version {number} of {name} is not the one that register chose (another registry, or "
-            "one made anew?); run: dvc repro --single-item --force register predict"
+            f"one made anew?); run: {_CHOOSE}"
+        )
+    champion = champion_version(name)
+    if chosen["role"] == "champion" and champion != number:
+        now = "none" if champion is None else f"version {champion}"
+        raise PredictionError(
+            f"version {number} of {name} was champion when register chose it, {now} is now; run: "
+            f"{_CHOOSE}"
         )
 
 
@@ -153,14 +163,14 @@ def why_unpromoted(registration: dict[str, Any]) -> str:
 def predict(version: "VersionFiles", *, batch_size: int, log: Logger) -> Submission:
     """Probability of every test patch; quarantined ones get the training prevalence."""
     from src.data.packed import open_pixels, read_patches
-    from src.model.inference import predict_probabilities
+    from src.model.inference import predict_outputs
 
     patches = read_patches(paths.INGEST)
     test = in_submission_order(patches)
     is_readable = (test["row"] >= 0).to_numpy()
     rows = test["row"].to_numpy(dtype=np.int64)[is_readable]
     probabilities = np.full(len(test), training_prevalence(patches))
-    probabilities[is_readable] = predict_probabilities(
+    probabilities[is_readable] = predict_outputs(
         version.model,
         open_pixels("test", paths.INGEST),
         rows,

@@ -14,6 +14,7 @@ from src import paths
 from src.deciding import (
     Champion,
     Comparison,
+    check_golden,
     decision_tags,
     evidence_document,
     gather,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from src.tracking.registry import VersionFiles
 
 _NEXT = "dvc repro --single-item --force register predict"
+# how the tag ``rejected`` begins where no person rejected the version itself
+_REPLACED, _ROLLED_BACK = "replaced by force with version", "rolled back:"
 
 
 class PromotionRefused(ProjectError):
@@ -133,17 +136,24 @@ def promote(params: Params, version: int, *, force: bool, why: str, log: Logger)
     judgement = judge(params, version, log)
     show_rules(judgement)
     decision = judgement.decision
-    refused = decision.failed_integrity if force else decision.failed
-    if refused:
+    if decision.failed_integrity if force else decision.failed:
         _note_refusal(name, judgement)
-        reasons = "; ".join(decision.checks[rule].reason for rule in refused)
-        way_out = "" if decision.failed_integrity else '; against the rules: add --force --why "…"'
-        raise PromotionRefused(f"version {version} of {name} is not promoted: {reasons}{way_out}")
+        raise PromotionRefused(f"version {version} of {name} is not promoted: {_reasons(decision)}")
     is_forced = not decision.promote
     make_champion(name, judgement, is_forced=is_forced, why=why)
     against = f", against {', '.join(decision.failed)}" if is_forced else ""
     log.info(f"version {version} of {name} is champion{against}")
     say_next(version, log)
+
+
+def _reasons(decision: "Decision") -> str:
+    """Why a decision is against a version; where its files are at fault, that and nothing else."""
+    failed = decision.failed_integrity or decision.failed
+    reasons = "; ".join(decision.checks[rule].reason for rule in failed)
+    if not decision.failed_integrity:
+        return f'{reasons}; against the rules: add --force --why "…"'
+    called = "model verification failed: "
+    return called + reasons.removeprefix(called)
 
 
 def judge(params: Params, version: int, log: Logger) -> Judgement:
@@ -257,7 +267,7 @@ def make_champion(name: str, judgement: Judgement, *, is_forced: bool, why: str)
         if is_forced:
             tags |= {"forced": "true", "forced_why": why}
             if champion.version is not None:
-                replaced = f"replaced by force with version {version}: {why}"
+                replaced = f"{_REPLACED} {version}: {why}"
                 set_version_tags(name, champion.version, {"rejected": replaced})
         set_version_tags(name, version, tags)
 
@@ -268,7 +278,7 @@ def roll_back(params: Params, *, why: str, log: Logger) -> None:
     Raises
     ------
     PromotionRefused
-        The log knows none, or that version isn't what it was.
+        The log knows none, that version isn't what it was, or a person rejected it.
     PromotionConflict
         Another promotion was faster.
     """
@@ -276,17 +286,37 @@ def roll_back(params: Params, *, why: str, log: Logger) -> None:
     from src.tracking.registry import CHAMPION, champion_version, drop_version_tag, set_version_tags
 
     name = params.register_.name
+    with alias_changes(name) as changes:
+        changes.settle()  # a change that was broken off is no step to go back
     present = champion_version(name)
     target = version_before(name, present)
+    check_not_rejected(name, target)
     check_unchanged(params, target)
     with alias_changes(name) as changes:
         changes.move(CHAMPION, target, expected=present, action="rollback", why=why or "no reason")
         if present is not None:
-            set_version_tags(name, present, {"rejected": f"rolled back: {why or 'no reason'}"})
+            set_version_tags(name, present, {"rejected": f"{_ROLLED_BACK} {why or 'no reason'}"})
         if "rejected" in _tags(name, target):
             drop_version_tag(name, target, "rejected")
     log.info(f"version {target} of {name} is champion again")
     say_next(target, log)
+
+
+def check_not_rejected(name: str, version: int) -> None:
+    """Refuse a version that a person rejected; one that only was left or replaced may come back.
+
+    Raises
+    ------
+    PromotionRefused
+        With the person's reason.
+    """
+    why = _tags(name, version).get("rejected")
+    if why is not None and not why.startswith((_REPLACED, _ROLLED_BACK)):
+        raise PromotionRefused(
+            f"version {version} of {name}, champion before this one, was rejected: {why}; choose "
+            "another: python -m src.promote --version N, or against the rejection this one: "
+            f'--version {version} --force --why "…"'
+        )
 
 
 def version_before(name: str, present: int | None) -> int:
@@ -326,21 +356,12 @@ def check_unchanged(params: Params, version: int) -> None:
     VerificationError
         What is wrong, in one line.
     """
-    from src.evaluation.promotion import GOLDEN_TOLERANCE
-    from src.tracking.golden import golden_error
-    from src.tracking.logged_models import VerificationError
     from src.tracking.registry import load_version, verify_version
 
     name = params.register_.name
     verify_version(name, version)
     start(params.runtime)
-    files = load_version(name, version)
-    error = 0.0 if files.golden is None else golden_error(files.model, files.golden)
-    if not error <= GOLDEN_TOLERANCE:  # also True for NaN
-        raise VerificationError(
-            f"model verification failed: version {version} of {name} differs from its golden "
-            f"batch by up to {error:.2g} in logit, allowed {GOLDEN_TOLERANCE:g}"
-        )
+    check_golden(load_version(name, version))
 
 
 def reject_version(name: str, version: int, *, why: str, log: Logger) -> None:

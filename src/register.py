@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src import paths
+from src.data.identity import check_trained_here
 from src.deciding import (
     Champion,
     Comparison,
@@ -31,7 +32,7 @@ from src.deciding import (
 from src.params import Params, load_params
 from src.scoring import start
 from src.system.cli import run
-from src.system.durable import read_json, sha256_file, verify_folder, write_json
+from src.system.durable import read_json, sha256_file, write_json
 from src.system.log import configure, get_logger
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def main() -> None:
     params = load_params()
     configure(params.runtime.verbosity)
     log = get_logger("register")
+    # before TensorFlow, which takes ten seconds to start
+    check_trained_here(paths.HEAD_MODEL, paths.FINETUNED_MODEL)
     start(params.runtime)
     # two at once would decide on the same champion, and the later alias would win unseen
     with alias_changes(params.register_.name) as changes:
@@ -70,9 +73,9 @@ def decide(params: Params, changes: "AliasChanges", log: Logger) -> dict[str, An
     challenger = register_challenger(name, holdout)
     champion = standing_champion(name, log)
     evidence, comparison = gather(challenger, champion, holdout, params, is_evaluated=True, log=log)
-    check_integrity(challenger, evidence)
-    point_challenger_at(challenger, changes)
     decision = promotion.decide(evidence)
+    check_integrity(challenger, decision)
+    point_challenger_at(challenger, changes)
     registration = registration_of(
         challenger,
         champion,
@@ -126,35 +129,28 @@ def golden_patches(holdout: "pd.DataFrame") -> NDArray[np.uint8]:
     return pixels
 
 
-def check_integrity(challenger: "VersionFiles", evidence: "Evidence") -> None:
+def check_integrity(challenger: "VersionFiles", decision: "Decision") -> None:
     """Refuse a version that, loaded from the registry, isn't the model that was evaluated.
 
     Raises
     ------
     VerificationError
-        Its probabilities differ from those of ``predictions.parquet``, or its logits from those
-        of the golden batch. The version's tag ``decision`` says so.
+        A rule about what it is doesn't hold, such as that its probabilities are those of
+        ``predictions.parquet``. The version's tag ``decision`` says so.
     """
-    from src.evaluation.promotion import GOLDEN_TOLERANCE, RELOAD_TOLERANCE
     from src.tracking.logged_models import VerificationError
     from src.tracking.registry import set_version_tags
 
-    found = (
-        (evidence.reload_error, RELOAD_TOLERANCE, "probability from predictions.parquet"),
-        (evidence.golden_error, GOLDEN_TOLERANCE, "logit from its golden batch"),
+    if not decision.failed_integrity:
+        return
+    failed = [decision.checks[rule] for rule in decision.failed_integrity]
+    reasons = "; ".join(f"{check.reason}, allowed {check.allowed}" for check in failed)
+    reason = (
+        f"model verification failed: version {challenger.version}: {reasons}; run: "
+        "dvc repro --force evaluate"
     )
-    for error, tolerance, what in found:
-        if error is None or not error <= tolerance:  # also True for NaN
-            by = "an unknown amount" if error is None else f"up to {error:.2g}"
-            reason = (
-                f"model verification failed: version {challenger.version}, loaded from the "
-                f"registry, differs by {by} in {what}, allowed {tolerance:g}; run: "
-                "dvc repro --force evaluate"
-            )
-            set_version_tags(
-                challenger.name, challenger.version, {"decision": f"not promoted: {reason}"}
-            )
-            raise VerificationError(reason)
+    set_version_tags(challenger.name, challenger.version, {"decision": f"not promoted: {reason}"})
+    raise VerificationError(reason)
 
 
 def evidence_of(metrics: dict[str, Any], run_id: str) -> dict[str, Any]:
@@ -168,10 +164,8 @@ def evidence_of(metrics: dict[str, Any], run_id: str) -> dict[str, Any]:
         "runs": {
             folder.name: read_json(folder / "run.json")
             for folder in (paths.HEAD_MODEL, paths.FINETUNED_MODEL)
-            if (folder / "run.json").is_file()
         },
         "final_weights_sha256": final_weights_sha256(),
-        "final_files_sha256": verify_folder(paths.FINAL_MODEL),
         "predictions_sha256": sha256_file(paths.PREDICTIONS),
         "split_sha256": sha256_file(paths.SPLIT),
         "data": ingested["digests"],
@@ -229,9 +223,9 @@ def registration_of(
 def is_chosen_by_a_person(name: str) -> bool:
     """Whether ``promote`` made the present champion, and not this stage."""
     from src.tracking.aliases import read_log
-    from src.tracking.registry import CHAMPION
+    from src.tracking.promotion_log import champion_moves
 
-    moves = [entry for entry in read_log(name).entries if entry.alias == CHAMPION]
+    moves = champion_moves(read_log(name).entries)
     return bool(moves) and moves[-1].action in ("promote", "rollback")
 
 
@@ -260,6 +254,8 @@ def record(
             why=decision.checks["not_worse_than_champion"].reason,
             evidence_sha256=evidence_sha256,
         )
+    elif champion.version == version:
+        return  # it is champion all the same, by force: its tags say since when and why
     verdict = "promoted" if decision.promote else "not promoted"
     tags = decision_tags(decision, verdict=verdict, evidence_sha256=evidence_sha256)
     set_version_tags(name, version, tags)

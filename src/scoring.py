@@ -12,6 +12,7 @@ from src.model.final import check_contract
 from src.model.inference import forward_pass
 from src.params import RuntimeParams
 from src.system.determinism import start_tensorflow
+from src.system.errors import ProjectError
 
 if TYPE_CHECKING:
     from src.tracking.registry import VersionFiles
@@ -19,9 +20,31 @@ if TYPE_CHECKING:
 DECISIONS = ("normal", "tumour")
 
 
+class ScoreError(ProjectError):
+    """A model answers with what is no probability."""
+
+
 def start(runtime: RuntimeParams) -> None:
     """Start TensorFlow as ``evaluate`` does, so that probabilities agree."""
     start_tensorflow(runtime, seed=0)  # nothing random happens here: any seed will do
+
+
+def finite(scores: NDArray[np.float64], model: str) -> NDArray[np.float64]:
+    """``scores`` (n,) of ``model``, if all are finite: NaN compares as normal, and sorts anywhere.
+
+    Raises
+    ------
+    ScoreError
+        How many aren't.
+    """
+    n_odd = int(np.count_nonzero(~np.isfinite(scores)))
+    if n_odd:
+        raise ScoreError(
+            f"{model} gives no finite number for {n_odd:,} of {len(scores):,} patches: the model "
+            "is broken; go back to another (python -m src.promote) or run: dvc repro --force "
+            "finetune"
+        )
+    return scores
 
 
 class Scorer:
@@ -40,14 +63,21 @@ class Scorer:
 
     def __init__(self, version: "VersionFiles") -> None:
         check_contract(version.contract, version.model)
+        self._called = f"version {version.version} of {version.name}"
         self.threshold = float(version.operating_point["threshold"])
         self._forward = forward_pass(version.model)
 
     def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Calibrated probability of tumour (n,) of patches (n, 96, 96, 3) uint8."""
+        """Calibrated probability of tumour (n,) of patches (n, 96, 96, 3) uint8.
+
+        Raises
+        ------
+        ScoreError
+            One isn't a finite number.
+        """
         if not len(pixels):
             return np.empty(0)
-        return self._forward(pixels).astype(np.float64)
+        return finite(self._forward(pixels).astype(np.float64), self._called)
 
     def decisions(self, probabilities: NDArray[np.float64]) -> list[str]:
         """``tumour`` at or above the stored threshold, ``normal`` below it."""

@@ -18,7 +18,7 @@ from src.data.archives import MAX_IMAGE_BYTES, BadPatchError
 from src.data.images import decode_image
 from src.data.tiff import PATCH_SHAPE
 from src.params import load_params
-from src.scoring import Scorer, start
+from src.scoring import ScoreError, Scorer, start
 from src.system.errors import ProjectError
 
 MAX_PATCHES = 1024
@@ -50,24 +50,30 @@ class ServedClassifier:
         ------
         MlflowException
             Status 400: the request isn't one of the two kinds, or an image in it is unreadable.
+            Status 500: the model answers with what is no number.
         """
-        from src.tracking.served import bad_request
+        from src.tracking.served import bad_request, broken_model
 
         try:
             pixels = patches_of(data)
+            probabilities = self._probabilities(pixels)
         except RequestError as error:
             raise bad_request(str(error)) from error
-        parts = (
-            self._scorer.probabilities(pixels[first : first + self._batch_size])
-            for first in range(0, len(pixels), self._batch_size)
-        )
-        probabilities = np.concatenate(list(parts))
+        except ScoreError as error:
+            raise broken_model(str(error)) from error
         return [
             {"probability": float(probability), "decision": decision}
             for probability, decision in zip(
                 probabilities, self._scorer.decisions(probabilities), strict=True
             )
         ]
+
+    def _probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        parts = (
+            self._scorer.probabilities(pixels[first : first + self._batch_size])
+            for first in range(0, len(pixels), self._batch_size)
+        )
+        return np.concatenate(list(parts))
 
 
 def _load_pyfunc(path: str) -> ServedClassifier:

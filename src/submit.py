@@ -24,6 +24,7 @@ from src.system.errors import ProjectError
 from src.system.log import configure, get_logger
 
 _POLL_EVERY_S = 15.0
+_PAGE_SIZE, _MAX_PAGES = 100, 100  # Kaggle may give fewer a page
 _RULES = f"https://www.kaggle.com/c/{COMPETITION}/rules"
 _REFUSALS = {
     400: "Kaggle refuses the submission: the day's limit may be reached; try tomorrow",
@@ -46,11 +47,14 @@ class SubmissionClient(Protocol):
     ) -> Any:
         """Upload a table; the answer's ``message`` says so where the upload failed."""
 
-    def competition_submissions(self, competition: str) -> Sequence[Any] | None:
-        """The newest submissions.
+    def competition_submissions(
+        self, competition: str, *, page_number: int, page_size: int
+    ) -> Sequence[Any] | None:
+        """One page of the submissions, from 1, newest first; empty after the last.
 
-        Each has ``description``, ``status`` (an enum: PENDING, COMPLETE or ERROR),
-        ``error_description``, ``public_score`` and ``private_score`` (text, empty while unknown).
+        Each has ``ref`` (its number), ``description``, ``status`` (an enum: PENDING, COMPLETE or
+        ERROR), ``error_description``, ``public_score`` and ``private_score`` (text, empty while
+        unknown).
         """
 
 
@@ -96,8 +100,8 @@ def main(
     log = get_logger("submit")
     sent = read_sent()
     client = cast(SubmissionClient, kaggle_client())
-    upload(sent, client, log)
-    scores = wait_for_scores(sent, client, wait_s=wait)
+    failed_before = upload(sent, client, log)
+    scores = wait_for_scores(sent, client, wait_s=wait, failed_before=failed_before)
     if scores is None:
         log.info(f"no scores yet after {wait:g} s; run again later, nothing is uploaded twice")
         return
@@ -129,17 +133,22 @@ def read_sent() -> Sent:
     )
 
 
-def upload(sent: Sent, client: SubmissionClient, log: Logger) -> None:
+def upload(sent: Sent, client: SubmissionClient, log: Logger) -> frozenset[Any]:
     """Upload the table, unless Kaggle has it.
+
+    Returns the ``ref`` of earlier uploads of it that Kaggle couldn't score.
 
     Raises
     ------
     SubmitError
         Kaggle can't be reached or refuses it.
     """
-    if find(sent, client) is not None:
-        log.info("Kaggle has this very table: not uploaded again")
-        return
+    failed_before: set[Any] = set()
+    for entry in _entries(sent, client):
+        if _status(entry) != "ERROR":
+            log.info("Kaggle has this very table: not uploaded again")
+            return frozenset(failed_before)
+        failed_before.add(entry.ref)
     with _refusals(), contextlib.redirect_stdout(io.StringIO()) as said:
         answer = client.competition_submit(
             str(paths.SUBMISSION), sent.description, COMPETITION, quiet=True
@@ -148,19 +157,27 @@ def upload(sent: Sent, client: SubmissionClient, log: Logger) -> None:
         why = " ".join(said.getvalue().split()) or "no reason given"
         raise SubmitError(f"the upload to Kaggle failed ({why}); run again")
     log.info(f"uploaded {paths.SUBMISSION.name} of version {sent.version} to {COMPETITION}")
+    return frozenset(failed_before)
 
 
-def find(sent: Sent, client: SubmissionClient) -> Any | None:
-    """Kaggle's entry of the submission; None where it has none, or only ones it couldn't score."""
-    sound = [entry for entry in _entries(sent, client) if _status(entry) != "ERROR"]
-    return sound[0] if sound else None
+def _newest(sent: Sent, client: SubmissionClient, left_out: frozenset[Any]) -> Any | None:
+    """Kaggle's newest entry of this very table, without those ``left_out``."""
+    return next((entry for entry in _entries(sent, client) if entry.ref not in left_out), None)
 
 
-def _entries(sent: Sent, client: SubmissionClient) -> list[Any]:
-    """Kaggle's entries of this very table, newest first."""
-    with _refusals():
-        entries = client.competition_submissions(COMPETITION) or []
-    return [entry for entry in entries if entry and sent.sha256 in (entry.description or "")]
+def _entries(sent: Sent, client: SubmissionClient) -> Iterator[Any]:
+    """Kaggle's entries of this very table, newest first, however many came after them."""
+    seen: set[Any] = set()
+    for page in range(1, _MAX_PAGES + 1):
+        with _refusals():
+            listed = client.competition_submissions(
+                COMPETITION, page_number=page, page_size=_PAGE_SIZE
+            )
+        new = [entry for entry in listed or [] if entry and entry.ref not in seen]
+        if not new:
+            return
+        seen |= {entry.ref for entry in new}
+        yield from (entry for entry in new if sent.sha256 in (entry.description or ""))
 
 
 def wait_for_scores(
@@ -168,10 +185,14 @@ def wait_for_scores(
     client: SubmissionClient,
     *,
     wait_s: float,
+    failed_before: frozenset[Any] = frozenset(),
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
 ) -> Scores | None:
     """Ask every 15 s until Kaggle has scored the submission; None where it hasn't in time.
+
+    ``failed_before`` are uploads of the table that failed before this one: right after it they may
+    still be the newest that Kaggle lists.
 
     Raises
     ------
@@ -180,11 +201,11 @@ def wait_for_scores(
     """
     until = now() + wait_s
     while True:
-        mine = _entries(sent, client)
-        if mine and _status(mine[0]) == "ERROR":
-            raise SubmitError(f"Kaggle can't score the submission: {mine[0].error_description}")
-        if mine and _status(mine[0]) == "COMPLETE":
-            return Scores(_number(mine[0].public_score), _number(mine[0].private_score))
+        mine = _newest(sent, client, failed_before)
+        if mine is not None and _status(mine) == "ERROR":
+            raise SubmitError(f"Kaggle can't score the submission: {mine.error_description}")
+        if mine is not None and _status(mine) == "COMPLETE":
+            return Scores(_number(mine.public_score), _number(mine.private_score))
         if now() + _POLL_EVERY_S > until:
             return None
         sleep(_POLL_EVERY_S)

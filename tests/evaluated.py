@@ -16,6 +16,7 @@ def holdout(n: int = 40) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "id": [f"{i:040x}" for i in range(n)],
+            "sha256": [f"{i:064x}" for i in range(n)],
             "group": [f"g{i // 4}" for i in range(n)],
             "label": labels.astype(np.int8),
             "probability": 0.25 + 0.5 * labels + rng.uniform(0, 0.2, n),

@@ -9,7 +9,7 @@ import pytest
 from src import paths, promote, register
 from src.data import labelled
 from src.params import load_params
-from src.system.durable import write_json
+from src.system.durable import sha256_file, write_json
 from src.tracking import runs
 from tests.evaluated import evaluate_params, holdout, labelled_patches, write_evaluation
 from tests.tracking.support import final_folder, model_folder, patches, record
@@ -30,7 +30,7 @@ def make_project(
 ) -> SimpleNamespace:
     """All that ``evaluate`` leaves behind, made with the tiny model; ``probability`` is its own.
 
-    ``dataset`` and ``origin`` go into the records of its two runs.
+    ``dataset`` and ``origin`` go into the records of its two runs, with the split that lies here.
     """
     import keras
 
@@ -39,10 +39,10 @@ def make_project(
     pixels = patches(40) // 8 + (100 * rows["label"].to_numpy(np.uint8))[:, None, None, None]
     pixels = pixels.astype(np.uint8)
     model = keras.saving.load_model(keras_file)
-    rows["probability"] = model.predict(pixels, verbose=0)[:, 0].astype(np.float64)
+    rows["probability"] = np.asarray(model(pixels), np.float64)[:, 0]
     if rows.groupby("label")["probability"].mean().diff().iloc[-1] < 0:
         pixels = pixels[[i ^ 1 for i in range(40)]]
-        rows["probability"] = model.predict(pixels, verbose=0)[:, 0].astype(np.float64)
+        rows["probability"] = np.asarray(model(pixels), np.float64)[:, 0]
     split = labelled_patches(rows["id"].tolist(), np.arange(40), pixels)
     monkeypatch.setattr(labelled, "load_split", lambda _: split)
 
@@ -56,6 +56,8 @@ def make_project(
     monkeypatch.setattr(paths, "HEAD_MODEL", tmp_path / "head")
     monkeypatch.setattr(paths, "SPLIT", tmp_path / "split.parquet")
     paths.SPLIT.write_bytes(b"split")
+    here = {"content_digest": "f" * 64, "split_sha256": sha256_file(paths.SPLIT)}
+    dataset = {**record().dataset, **here, **(dataset or {})}
     write_evaluation(rows, low=0.2)
     write_json(paths.INGEST_REPORT, {"digests": {"train": "f" * 64}, "archive": {"name": "x.zip"}})
     final_folder(paths.FINAL_MODEL, keras_file)

@@ -2,18 +2,21 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from src import evaluate, paths
-from src.data.identity import SplitKind
+from src import deciding, evaluate, paths
+from src.data.identity import OtherData, SplitKind
 from src.data.labelled import LabelledPatches
 from src.evaluation.baseline import N_FEATURES
 from src.evaluation.metrics import auroc
+from src.evaluation.promotion import decide
 from src.params import load_params
-from src.system.durable import verify_folder
+from src.system.durable import verify_folder, write_json
+from tests.data.tables import patches_frame
 
 PARAMS = load_params().evaluate.model_copy(update={"n_resamples": 200})
 
@@ -56,14 +59,14 @@ def workspace(tmp_path, monkeypatch):
     for name in folders:
         monkeypatch.setattr(paths, name, tmp_path / name.lower())
     monkeypatch.setattr(paths, "PREDICTIONS", paths.EVALUATE / "predictions.parquet")
-    monkeypatch.setattr("src.data.identity.split_kind", lambda: SplitKind(True, "slides"))
+    monkeypatch.setattr(evaluate, "split_kind", lambda: SplitKind(True, "slides"))
     return tmp_path
 
 
-def _with_shuffled_labels(predictions, split):
+def _with_shuffled_labels(predictions, split, seed=9):
     rows = predictions["split"] == split
     shuffled = predictions.copy()
-    shuffled.loc[rows, "label"] = np.random.default_rng(9).permutation(
+    shuffled.loc[rows, "label"] = np.random.default_rng(seed).permutation(
         predictions.loc[rows, "label"]
     )
     return shuffled
@@ -112,11 +115,82 @@ def test_val_labels_do_move_it(predictions):
     assert shuffled.temperature != point.temperature
 
 
+def test_model_of_another_split_is_not_evaluated(tmp_path, monkeypatch):
+    """Catches a leaked holdout: split with another seed, then a flattering AUROC."""
+    names = ("HEAD_MODEL", "FINETUNED_MODEL", "INGEST_REPORT", "SPLIT")
+    for name in names:
+        monkeypatch.setattr(paths, name, tmp_path / name.lower().removesuffix("_model"))
+    paths.SPLIT.write_bytes(b"split anew")
+    write_json(paths.INGEST_REPORT, {"digests": {"train": "f" * 64}})
+    dataset = {"content_digest": "f" * 64, "split_sha256": "0" * 64}
+    for folder in (paths.HEAD_MODEL, paths.FINETUNED_MODEL):
+        write_json(folder / "run.json", {"run_id": "r", "record": {"dataset": dataset}})
+    monkeypatch.setattr(evaluate, "load_model", lambda _: pytest.fail("it was loaded"))
+    with pytest.raises(OtherData, match="head was trained on another split"):
+        evaluate.main()
+
+
+def test_seen_are_train_and_val_with_their_pixels(monkeypatch):
+    """Catches val left out, which chose epoch and threshold, or holdout taken for seen."""
+    table = patches_frame([0, 1, 0, 1], n_test=1)
+    splits = {"train": [2], "val": [0], "holdout": [1, 3]}
+    monkeypatch.setattr("src.data.packed.read_patches", lambda _: table)
+    monkeypatch.setattr(
+        "src.data.labelled.load_split",
+        lambda split: SimpleNamespace(ids=table["id"].to_numpy(dtype=str)[splits[split]]),
+    )
+    assert evaluate.seen_patches() == {
+        "ids": [f"{i:040x}" for i in (0, 2)],
+        "sha256": [f"{i:064x}" for i in (0, 2)],
+    }
+
+
 def test_predictions_come_back_as_written(predictions, workspace):  # noqa: ARG001
     """float32 on the way would move a patch across the threshold."""
     evaluate.write_predictions(predictions)
     assert set(verify_folder(paths.EVALUATE)) == {"predictions.parquet"}
     pd.testing.assert_frame_equal(evaluate.read_predictions(), predictions)
+
+
+def test_shuffled_holdout_labels_promote_nothing(predictions, workspace, monkeypatch):  # noqa: ARG001
+    """A result that comes from anything but the labels: a leak, the split, the rules themselves."""
+    monkeypatch.setattr(deciding, "reload_error", lambda *_: 0.0)
+    monkeypatch.setattr("src.tracking.golden.golden_error", lambda *_: 0.0)
+    right = predictions.assign(sha256="", baseline_probability=np.linspace(0, 1, 240) % 0.1)
+    shuffled = [_with_shuffled_labels(right, "holdout", seed) for seed in range(20)]
+    (auroc_right, decided_right), *chance = (_judged(table) for table in (right, *shuffled))
+    assert auroc_right > 0.75
+    assert decided_right.promote
+    assert np.mean([found for found, _ in chance]) == pytest.approx(0.5, abs=0.04)
+    assert not chance[0][1].promote
+    # nominal 1 in 40; of 6 groups about 3
+    assert sum(decided.promote for _, decided in chance) <= 3
+
+
+def _judged(predictions):
+    """AUROC by ``evaluate``, decision by the rules of ``register``."""
+    report = evaluate.report_of(
+        predictions, evaluate.operating_point_on_val(predictions, PARAMS), PARAMS
+    )
+    evaluate.write_predictions(predictions)
+    params = load_params().model_copy(update={"evaluate": PARAMS})
+    version = SimpleNamespace(
+        version=1,
+        seen_ids=frozenset(),
+        seen_sha256=frozenset(["known"]),
+        model=None,
+        golden=None,
+        tags={},
+    )
+    evidence, _ = deciding.gather(
+        version,
+        deciding.Champion(),
+        deciding.read_holdout(paths.PREDICTIONS),
+        params,
+        is_evaluated=True,
+        log=logging.getLogger("test"),
+    )
+    return report["holdout"]["auroc"], decide(evidence)
 
 
 def _write_fits():
@@ -137,7 +211,8 @@ def test_plots_folder_is_complete(predictions, workspace):  # noqa: ARG001
     _write_fits()
     point = evaluate.operating_point_on_val(predictions, PARAMS)
     report = evaluate.report_of(predictions, point, PARAMS)
-    evaluate.write_plots(predictions, point, report, PARAMS)
+    figures = evaluate.pictures(predictions, point, report)
+    evaluate.write_plots(predictions, point, figures, PARAMS)
     names = ("roc", "precision_recall", "confusion", "loss", "learning_rate", "groups")
     csv = {f"{name}.csv" for name in names}
     png = {"roc.png", "precision_recall.png", "confusion.png", "reliability.png"}
@@ -146,7 +221,7 @@ def test_plots_folder_is_complete(predictions, workspace):  # noqa: ARG001
 
 def test_log_names_what_weakens_the_verdict(predictions, workspace, caplog, monkeypatch):  # noqa: ARG001
     """An optimistic score that looks like any other."""
-    monkeypatch.setattr("src.data.identity.split_kind", lambda: SplitKind(False, "stand-ins"))
+    monkeypatch.setattr(evaluate, "split_kind", lambda: SplitKind(False, "stand-ins"))
     few = predictions.assign(group=predictions["group"].str.replace(r"[2-5]$", "0", regex=True))
     point = evaluate.operating_point_on_val(few, PARAMS)
     log = logging.getLogger("test")

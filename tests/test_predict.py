@@ -109,11 +109,22 @@ def test_champion_that_was_passed_over_is_said():
 @pytest.mark.tensorflow
 def test_version_of_that_number_in_another_registry_is_refused(version):
     """Catches a colleague's version 1 that predicts in the place of ours."""
-    ours = registration(version.name, 1, "champion", manifest=version.manifest_sha256)
+    ours = registration(version.name, 1, "unpromoted", manifest=version.manifest_sha256)
     predict.check_chosen(ours)
     theirs = registration(version.name, 1, "champion", manifest="e" * 64)
     with pytest.raises(predict.PredictionError, match="is not the one that register chose"):
         predict.check_chosen(theirs)
+
+
+@pytest.mark.tensorflow
+def test_champion_of_then_does_not_predict_as_champion_now(version):
+    """promote --rollback moves the alias; registration.json still says champion."""
+    chosen = registration(version.name, 1, "champion", manifest=version.manifest_sha256)
+    registry.set_alias(version.name, registry.CHAMPION, 1)
+    predict.check_chosen(chosen)
+    registry.drop_alias(version.name, registry.CHAMPION)
+    with pytest.raises(predict.PredictionError, match=r"none is now; run: dvc repro .*register"):
+        predict.check_chosen(chosen)
 
 
 @pytest.mark.tensorflow

@@ -212,14 +212,13 @@ def test_contract_travels_with_the_version(version):
 def test_what_evaluate_writes_is_what_predict_accepts(tta, tmp_path, monkeypatch):
     """Catches models/final without its contract, and a contract that its own model breaks."""
     from src import evaluate, paths
-    from src.data import labelled
     from src.evaluation.operating_point import OperatingPoint
     from src.model.classifier import build_classifier
     from src.model.inference import load_classifier
 
     params = load_params().model.model_copy(update={"backbone": "resnet_tiny", "input_size": 32})
     monkeypatch.setattr(paths, "FINAL_MODEL", tmp_path / "final")
-    monkeypatch.setattr(labelled, "load_split", lambda _: SimpleNamespace(ids=np.array(["a" * 40])))
+    monkeypatch.setattr(evaluate, "seen_patches", lambda: {"ids": ["a" * 40], "sha256": ["b" * 64]})
     point = OperatingPoint({"min_sensitivity": 0.95}, threshold=0.5, temperature=1.0, tta=tta)
     evaluate.write_final(build_classifier(params), point)
     recorded = json.loads((tmp_path / "final" / "contract.json").read_text())

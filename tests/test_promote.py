@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from src import paths, promote
 from src.evaluation.promotion import PROMOTION_RULES
 from src.promote import PromotionRefused
 from src.system.durable import MANIFEST, read_json, sha256_file, write_json, write_manifest
-from src.tracking import golden, registry
+from src.tracking import aliases, golden, registry
 from src.tracking.aliases import PromotionConflict, alias_changes, read_log
 from src.tracking.logged_models import VerificationError
 from src.tracking.store import TrackingError
@@ -47,9 +48,10 @@ def register(project, models, tmp_path):
     write_evaluation(rows, low=0.2)
     chosen = project.pixels[golden.golden_rows(project.rows["probability"].to_numpy())]
 
-    def register(*names: str, seen_ids=("9" * 40,)) -> None:
+    def register(*names: str, seen_ids=(), seen=()) -> None:
+        """``seen_ids`` of all versions, ``seen`` of each its own."""
         for number, name in enumerate(names):
-            ids = [*seen_ids, f"f{number:039d}"]
+            ids = [*seen_ids, *(seen[number] if seen else ()), f"f{number:039d}"]
             final = final_folder(tmp_path / f"{number}", models[name], ids)
             registry.register_version(
                 final,
@@ -134,11 +136,14 @@ def test_first_champion_needs_no_comparison(project, register):
 
 
 def test_patches_either_was_trained_on_are_left_out(project, register):
-    """Catches a challenger, or a champion, that is judged on patches it knows by heart."""
-    seen = project.rows["id"].tolist()
-    register("bad", "good", seen_ids=seen[:20])
+    """Catches a challenger, or a champion, that is judged on patches it knows by heart.
+
+    Of 40 patches the challenger saw the first 12, the champion the 8 after them.
+    """
+    ids = project.rows["id"].tolist()
+    register("bad", "good", seen=(ids[12:20], ids[:12]))
     judgement = promote.judge(project.params, 2, LOG)
-    assert (judgement.comparison.n_patches, judgement.comparison.n_excluded) == (20, 0)
+    assert (judgement.comparison.n_patches, judgement.comparison.n_excluded) == (20, 8)
     assert judgement.comparison.n_groups == {"normal": 5, "tumour": 5}
 
 
@@ -195,7 +200,8 @@ def test_row_54_tampered_version_is_refused_even_by_force(
 ):
     register("bad", "good")
     tamper(folder_of(project, 2), store, project.name)
-    with pytest.raises(PromotionRefused, match=core):
+    failed = f"not promoted: model verification failed: .*{core}"
+    with pytest.raises(PromotionRefused, match=failed):
         promote.promote(project.params, 2, force=force, why="because", log=LOG)
     assert registry.champion_version(project.name) == 1
     assert "not promoted" in registry.version_tags(project.name, 2)["decision"]
@@ -240,6 +246,43 @@ def test_rollback_goes_back_step_by_step_and_rejects_what_it_leaves(project, reg
     assert registry.champion_version(project.name) == 1
     with pytest.raises(PromotionRefused, match="knows no champion before version 1"):
         run("--rollback")
+
+
+def test_rollback_does_not_undo_what_a_person_rejected(project, register, run):
+    """Catches any tag 'rejected' dropped from the target, whatever it says."""
+    register("bad", "good")
+    run("--version", "2")
+    run("--reject", "1", "--why", "mislabelled slide")
+    with pytest.raises(PromotionRefused, match=r"was rejected: mislabelled slide; choose another"):
+        run("--rollback")
+    assert registry.champion_version(project.name) == 2
+    assert registry.version_tags(project.name, 1)["rejected"] == "mislabelled slide"
+
+
+def test_rollback_after_a_change_that_was_broken_off(project, register, run, monkeypatch):
+    """Killed between log line and alias: version 3 never was champion, so 2 isn't before it."""
+    register("bad", "good", "same")
+    run("--version", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(aliases, "set_alias", lambda *_: sys.exit(137))
+        with pytest.raises(AssertionError):
+            run("--version", "3", "--force", "--why", "try")
+    run("--rollback")
+    assert registry.champion_version(project.name) == 1
+    assert [e.action for e in read_log(project.name).entries[-3:]] == [
+        "promote",
+        "found",
+        "rollback",
+    ]
+
+
+def test_nan_is_refused_in_one_line(project, register, run, monkeypatch):
+    """Catches a traceback: NaN is no JSON, and no score."""
+    register("bad", "good")
+    monkeypatch.setattr(golden, "logits_of", lambda *_: np.full(8, np.nan))
+    with pytest.raises(PromotionRefused, match=r"does not reproduce its golden batch: .* nan"):
+        run("--version", "2")
+    assert "not promoted" in registry.version_tags(project.name, 2)["decision"]
 
 
 def test_rollback_to_a_tampered_version_is_refused(project, store, register, run):

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src import deciding, paths, register
+from src import deciding, paths, promote, register
+from src.data.identity import OtherData
 from src.deciding import Champion, Comparison
 from src.evaluation import promotion
+from src.evaluation.delong import delong_difference
 from src.evaluation.intervals import Difference
-from src.system.durable import read_json, write_json
+from src.system.durable import MANIFEST, read_json, sha256_file, write_json, write_manifest
 from src.system.errors import ProjectError
 from src.tracking import aliases, golden, registry
 from src.tracking.logged_models import VerificationError
@@ -125,7 +127,12 @@ def test_too_few_groups_decide_nothing():
 
 
 def compared_with(seen_ids, champion_probabilities):
-    champion = SimpleNamespace(version=1, seen_ids=frozenset(seen_ids))
+    return compared_with_seen(champion_probabilities, seen_ids=frozenset(seen_ids))
+
+
+def compared_with_seen(champion_probabilities, **seen):
+    seen = {"seen_ids": frozenset(), "seen_sha256": frozenset(), **seen}
+    champion = SimpleNamespace(version=1, **seen)
     return deciding.compare(champion, holdout(), champion_probabilities, evaluate_params())
 
 
@@ -138,6 +145,28 @@ def test_patches_the_champion_was_trained_on_count_for_neither():
     assert compared.n_groups == {"normal": 5, "tumour": 5}
     assert (compared.auroc, compared.challenger_auroc) == (0.0, 1.0)
     assert compared.difference.value == 1.0
+
+
+def test_patches_the_champion_saw_under_other_ids_count_for_neither():
+    """PCam's ids are made from split and row: Kaggle's archive has the same pixels, other ids."""
+    rows = holdout()
+    probabilities = np.where(np.arange(40) < 20, rows["label"], 1 - rows["label"]).astype(float)
+    compared = compared_with_seen(probabilities, seen_sha256=frozenset(rows["sha256"][:20]))
+    assert (compared.n_patches, compared.n_excluded) == (20, 20)
+    assert compared.auroc == 0.0
+
+
+def test_few_groups_that_are_alike_promise_no_more_than_their_patches():
+    """Two groups of the same difference: resampled they have no spread at all, and the interval
+    would be a point above 0."""
+    rng = np.random.default_rng(2)
+    one = pd.DataFrame({"label": np.arange(20) % 2, "score": rng.random(20)})
+    one["other"] = rng.random(20)
+    rows = pd.concat([one.assign(group="a"), one.assign(group="b")], ignore_index=True)
+    found = deciding.difference(rows, rows["score"], rows["other"], evaluate_params())
+    by_patch = delong_difference(rows["label"], rows["score"], rows["other"], confidence=0.95)
+    assert (found.low, found.high) == (by_patch.low, by_patch.high)
+    assert found.low < found.value < found.high
 
 
 def test_nothing_left_to_compare_on():
@@ -207,6 +236,38 @@ def test_register_again_changes_nothing(project):
     assert len(log_of(project.name)) == 2
 
 
+@pytest.mark.tensorflow
+def test_model_of_another_split_or_data_is_not_registered(project, monkeypatch):
+    """Catches a leaked holdout: split anew, evaluated again, and judged on patches it knows."""
+    monkeypatch.setattr(register, "start", lambda _: pytest.fail("TensorFlow was started"))
+    for folder, key, core in (
+        (paths.FINETUNED_MODEL, "split_sha256", "finetuned was trained on another split"),
+        (paths.FINETUNED_MODEL, "content_digest", "finetuned was trained on other data"),
+        (paths.HEAD_MODEL, "split_sha256", "head was trained on another split"),
+    ):
+        right = read_json(folder / "run.json")
+        dataset = {**right["record"]["dataset"], key: "0" * 64}
+        wrong = {**right, "record": {**right["record"], "dataset": dataset}}
+        write_json(folder / "run.json", wrong)
+        with pytest.raises(OtherData, match=rf"{core} .*000….* than lies here .*run: dvc repro"):
+            register.main()
+        write_json(folder / "run.json", right)
+    assert registry.versions(project.name) == []
+
+
+@pytest.mark.tensorflow
+def test_registering_a_forced_champion_again_leaves_its_reasons(project):
+    """Catches 'not promoted' on the version that is champion, by a person's word."""
+    write_evaluation(project.rows.assign(baseline_probability=project.rows["probability"]), low=0)
+    register.main()
+    promote.promote(project.params, 1, force=True, why="checked by hand", log=LOG)
+    before = registry.version_tags(project.name, 1)
+    register.main()
+    assert predicts(read_json(paths.REGISTRATION)) == (1, "champion")
+    assert registry.version_tags(project.name, 1) == before
+    assert before["decision"].startswith("promoted against the rules")
+
+
 def test_two_at_once_decide_one_after_the_other(tmp_path, monkeypatch):
     """Else both compare with the same champion, and the later alias wins unseen."""
     inside, most = [], []
@@ -218,7 +279,7 @@ def test_two_at_once_decide_one_after_the_other(tmp_path, monkeypatch):
         inside.pop()
 
     monkeypatch.setattr(paths, "TRACKING_LOCK", tmp_path / "tracking" / "tracking.lock")
-    for name in ("start", "configure", "report"):
+    for name in ("start", "configure", "report", "check_trained_here"):
         monkeypatch.setattr(register, name, lambda *_: None)
     monkeypatch.setattr(register, "decide", decide)
     threads = [threading.Thread(target=register.main) for _ in range(3)]
@@ -306,7 +367,7 @@ def test_reloaded_version_must_give_the_probabilities_of_evaluate(project):
     rows = project.rows
     rows["probability"] = rows["probability"] + 2e-4
     write_evaluation(rows, low=0.2)
-    with pytest.raises(VerificationError, match=r"differs by up to 0\.0002"):
+    with pytest.raises(VerificationError, match=r"failed: .* differ by up to 0\.0002"):
         register.main()
     assert registry.aliases(project.name) == {}
     assert not paths.REGISTRATION.exists()
@@ -330,7 +391,7 @@ def test_challenger_that_does_not_give_its_golden_logits_gets_no_alias(project, 
     logits_of = golden.logits_of
     monkeypatch.setattr(golden, "logits_of", lambda *a: logits_of(*a) + next(drift))
     drift = iter([0.0, 2e-3])
-    with pytest.raises(VerificationError, match=r"differs by up to 0\.002 in logit"):
+    with pytest.raises(VerificationError, match=r"failed: .* logits differ by up to 0\.002"):
         register.main()
     assert registry.aliases(project.name) == {}
     (entry,) = registry.versions(project.name)
@@ -343,7 +404,22 @@ def test_champion_that_does_not_give_its_golden_logits_does_not_stand(project, m
     monkeypatch.setattr(golden, "logits_of", lambda *_: np.full(8, 9.0))
     champion = deciding.standing_champion(project.name, LOG)
     assert (champion.version, champion.files) == (1, None)
-    assert "golden batch not reproduced" in champion.absent
+    assert "model verification failed: golden batch of version 1" in champion.absent
+    assert "not reproduced, logits differ by up to" in champion.absent
+
+
+@pytest.mark.tensorflow
+def test_champion_of_an_earlier_format_does_not_stand(project, store):
+    """Catches FileNotFoundError, which no command turns into a line."""
+    register.main()
+    folder = registry.version_folder(project.name, 1).folder
+    (folder / "evidence/seen_sha256.txt").unlink()
+    write_manifest(folder)
+    sha256 = sha256_file(folder / MANIFEST)
+    store.client.set_model_version_tag(project.name, "1", "manifest_sha256", sha256)
+    champion = deciding.standing_champion(project.name, LOG)
+    assert (champion.version, champion.files) == (1, None)
+    assert "registered by an earlier version of this project; register it" in champion.absent
 
 
 @pytest.mark.tensorflow

@@ -19,26 +19,31 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from src import paths, prediction, serve, serving
+from src import evaluate, paths, prediction, serve, serving
+from src.evaluation.baseline import N_FEATURES
+from src.evaluation.calibration import probability
 from src.params import load_params
+from src.scoring import Scorer
 from src.system.durable import MANIFEST, write_manifest
 from src.tracking import registry, runs
 from src.tracking.logged_models import VerificationError
 from src.tracking.served import load_served
 from src.tracking.store import tracking_uri
+from tests.evaluated import labelled_patches
 from tests.tracking.support import final_folder, patches, point_paths_at, record
 
 pytest_plugins = ("tests.tracking.fixtures",)
 
 LOG = logging.getLogger("hcd.test")
 NAME = "served"
-PIXELS = patches(3)
+PIXELS = (patches(3) // np.array([1, 2, 4])[:, None, None, None]).astype(np.uint8)
 START_S = 120
 
 
@@ -53,13 +58,54 @@ TIFFS = [coded(patch, "TIFF") for patch in PIXELS]
 
 
 @pytest.fixture(scope="module")
-def champion(store_root, keras_file, tmp_path_factory):
-    """Files and number of a champion in the session's store."""
+def classifier():
+    """uint8 (n, 96, 96, 3) → logit, another one for each view of a patch."""
+    import keras
+
+    keras.utils.set_random_seed(3)
+    patch = keras.Input((96, 96, 3), dtype="uint8")
+    squares = keras.layers.AveragePooling2D(32)(keras.layers.Rescaling(1 / 255)(patch))
+    # random pixels differ little in their means: large weights tell them apart
+    start = keras.initializers.RandomNormal(stddev=30, seed=3)
+    logit = keras.layers.Dense(1, kernel_initializer=start)(keras.layers.Flatten()(squares))
+    return keras.Model(patch, logit)
+
+
+@pytest.fixture(scope="module")
+def evaluated(classifier):
+    """What ``evaluate`` says of PIXELS, 8 views each, and its operating point."""
+    params = load_params()
+    chosen = params.evaluate.model_copy(update={"tta": True})
+    params = params.model_copy(update={"evaluate": chosen})
+    split = labelled_patches(["a", "b", "c"], range(3), PIXELS)
+    logits = evaluate._view_logits(classifier, split, params, LOG)
+    means = logits.mean(axis=0)
+    split = replace(split, labels=(means > np.median(means)).astype(np.uint8))
+    rng = np.random.default_rng(0)
+    predictions = evaluate.predictions_of(
+        split,
+        (replace(split, split="val"), split),
+        logits=[logits, logits],
+        histograms=[rng.random((3, N_FEATURES), dtype=np.float32)] * 3,
+    )
+    point = evaluate.operating_point_on_val(predictions, chosen)
+    holdout = predictions[predictions["split"] == "holdout"]
+    assert holdout["probability"].max() - holdout["probability"].min() > 0.1
+    assert np.ptp(logits, axis=0).min() > 0.1  # the views of a patch differ
+    return holdout, point
+
+
+@pytest.fixture(scope="module")
+def champion(store_root, classifier, evaluated, tmp_path_factory):
+    """Files and number of a champion in the session's store, written as ``evaluate`` does."""
     with pytest.MonkeyPatch.context() as patch:
         point_paths_at(store_root, patch)
+        final = tmp_path_factory.mktemp("served") / "final"
+        patch.setattr(paths, "FINAL_MODEL", final)
+        patch.setattr(evaluate, "seen_patches", lambda: {"ids": ["1" * 40], "sha256": ["2" * 64]})
+        evaluate.write_final(classifier, evaluated[1])
         with runs.training_run(record()) as run:
             pass
-        final = final_folder(tmp_path_factory.mktemp("served") / "final", keras_file)
         evidence = {"auroc": 0.9, "baseline_auroc": 0.8}
         version = registry.register_version(final, name=NAME, run_id=run.run_id, evidence=evidence)
         registry.set_alias(NAME, registry.CHAMPION, version)
@@ -131,6 +177,35 @@ def predicted(champion, store_root, tmp_path_factory):  # noqa: ARG001
             folder / "p.npy", folder / "out.csv", params, skip_bad=False, log=LOG
         )
     return list(csv.DictReader((folder / "out.csv").read_text().splitlines()))
+
+
+@pytest.mark.tensorflow
+def test_predicted_is_what_was_evaluated(predicted, evaluated):
+    """Catches another mean over views, temperature or threshold in the model than in the figures.
+
+    What is served is compared with this below.
+    """
+    holdout, point = evaluated
+    found = [float(row["probability"]) for row in predicted]
+    np.testing.assert_allclose(found, holdout["probability"], atol=1e-6)
+    called = holdout["probability"] >= point.threshold
+    assert [row["decision"] for row in predicted] == ["tumour" if c else "normal" for c in called]
+
+
+@pytest.mark.tensorflow
+def test_without_views_what_is_scored_is_what_was_evaluated(classifier):
+    """The same for one view, without a server of its own."""
+    from src.model.final import probability_classifier
+    from src.model.inference import predict_outputs
+
+    logits = predict_outputs(classifier, PIXELS, np.arange(3), batch_size=2, log=LOG)
+    final = probability_classifier(classifier, temperature=1.7)
+    point = {"threshold": 0.4}
+    version = SimpleNamespace(
+        name=NAME, version=1, contract=None, model=final, operating_point=point
+    )
+    found = Scorer(version).probabilities(PIXELS)
+    np.testing.assert_allclose(found, probability(logits, temperature=1.7), atol=1e-6)
 
 
 REQUESTS = {

@@ -1,5 +1,6 @@
 """The command ``submit``, up to Kaggle's client: no network here."""
 
+import itertools
 import logging
 from types import SimpleNamespace
 
@@ -19,6 +20,9 @@ LOG = logging.getLogger("hcd.test")
 SENT = Sent("hcd", 3, "run0123456789", "a" * 64)
 
 
+REFS = itertools.count()
+
+
 class Client:
     """Kaggle's client as far as it is used; answers each listing with the next state."""
 
@@ -32,15 +36,20 @@ class Client:
         self.uploads.append((file_name, message, competition, quiet))
         return SimpleNamespace(message=self.message)
 
-    def competition_submissions(self, competition):
+    def competition_submissions(self, competition, *, page_number, page_size):
+        """Twenty a page, whatever is asked for: Kaggle may give fewer."""
         assert competition == "histopathologic-cancer-detection"
+        assert page_size > 0
         if self.error is not None:
             raise self.error
-        return self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        if page_number == 1:
+            self.state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        return self.state[20 * (page_number - 1) : 20 * page_number]
 
 
 def entry(status, public="", private="", sha256=SENT.sha256):
     return SimpleNamespace(
+        ref=next(REFS),
         description=f"hcd v3 sha256 {sha256}",
         status=SimpleNamespace(name=status),
         public_score=public,
@@ -67,9 +76,11 @@ class Clock:
         return self.time_s
 
 
-def wait(client, wait_s=600.0):
+def wait(client, wait_s=600.0, **more):
     clock = Clock()
-    scores = submit.wait_for_scores(SENT, client, wait_s=wait_s, sleep=clock.sleep, now=clock.now)
+    scores = submit.wait_for_scores(
+        SENT, client, wait_s=wait_s, sleep=clock.sleep, now=clock.now, **more
+    )
     return scores, clock.time_s
 
 
@@ -90,10 +101,25 @@ def test_same_table_is_not_uploaded_twice(there):
     assert client.uploads == []
 
 
-def test_table_kaggle_could_not_read_is_uploaded_again():
-    client = Client([entry("ERROR")])
+def test_table_of_fifty_submissions_ago_is_not_uploaded_twice():
+    """Kaggle's client lists a page of 20 unless asked for more."""
+    others = [entry("COMPLETE", "0.5", sha256="b" * 64) for _ in range(50)]
+    client = Client([*others, SCORED])
     submit.upload(SENT, client, LOG)
+    assert client.uploads == []
+    assert wait(Client([*others, SCORED]))[0] == Scores(public=0.96488, private=0.95717)
+
+
+def test_table_kaggle_could_not_read_is_uploaded_again():
+    """And right after it the failed one is still the newest that Kaggle lists."""
+    failed = entry("ERROR")
+    client = Client([failed])
+    failed_before = submit.upload(SENT, client, LOG)
     assert len(client.uploads) == 1
+    scores, waited_s = wait(
+        Client([failed], [PENDING, failed], [SCORED, failed]), failed_before=failed_before
+    )
+    assert (scores.public, waited_s) == (0.96488, 30.0)
 
 
 def test_failed_upload_is_not_taken_for_one():

@@ -20,6 +20,7 @@ from src.params import load_params
 from src.system.durable import MANIFEST, replacing_folder, write_json, write_manifest
 from src.trace import BrokenChain
 from src.tracking import registry
+from src.tracking.aliases import alias_changes, read_log
 from src.tracking.lifecycle import set_tags
 from src.tracking.store import connect
 from tests.fixtures import make_project
@@ -151,6 +152,49 @@ def gone(file: Path):
 
 def test_whole_chain_holds(links):
     assert links() == []
+
+
+def test_version_that_was_champion_once_is_named(chain, links):
+    """Catches any past move taken for the present one."""
+
+    evidence_sha256 = read_log(chain.name).entries[-1].evidence_sha256
+    with alias_changes(chain.name) as changes:
+        changes.move("champion", None, expected=1, action="promote", why="taken away")
+    (link,) = links()
+    with alias_changes(chain.name) as changes:
+        changes.move(
+            "champion",
+            1,
+            expected=None,
+            action="promote",
+            why="back again",
+            evidence_sha256=evidence_sha256,
+        )
+    assert "version 1 is champion no longer: none since" in link
+    assert links() == []
+
+
+@pytest.mark.parametrize("folder", ["head", "finetuned"])
+@pytest.mark.parametrize(
+    ("key", "named"), [("content_digest", "data of the run"), ("split_sha256", "split of the run")]
+)
+def test_run_of_another_dataset_than_the_evidence_is_named(links, monkeypatch, folder, key, named):
+    """Split anew, evaluated and registered: the version's evidence alone agrees with itself."""
+    from src.tracking import provenance
+
+    read = provenance.read_version_evidence
+
+    def leaked(model):
+        evidence = read(model)
+        evidence["runs"][folder]["record"]["dataset"][key] = "0" * 64
+        return evidence
+
+    monkeypatch.setattr(provenance, "read_version_evidence", leaked)
+    broken = [link for link in links() if link.startswith("data: ")]
+    assert broken == [
+        f"data: {named} of {folder}: changed: is 000000000000…, but evaluate says "
+        f"{broken[0].rpartition(' ')[2]}"
+    ]
 
 
 FILES = {

@@ -1,12 +1,18 @@
 """Which data a result was made from, in a few characters."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from src import paths
 from src.data.labelled import LabelledPatches
 from src.system.durable import read_json, sha256_file
+from src.system.errors import ProjectError
+
+
+class OtherData(ProjectError):
+    """A model was trained on other data, or on another split, than lie here."""
 
 
 def dataset_identity(train: LabelledPatches, val: LabelledPatches) -> dict[str, Any]:
@@ -27,6 +33,33 @@ def dataset_identity(train: LabelledPatches, val: LabelledPatches) -> dict[str, 
         "n_train": len(train),
         "n_val": len(val),
     }
+
+
+def check_trained_here(*folders: Path) -> None:
+    """Refuse models that were trained on other data or another split than those that lie here.
+
+    Another split has other patches in holdout: some of them the model knows by heart. ``folders``
+    are those of ``train`` and ``finetune``, whose ``run.json`` says what they were trained on.
+
+    Raises
+    ------
+    OtherData
+        With the folder, and which of the two differs.
+    """
+    here = {
+        "content_digest": str(read_json(paths.INGEST_REPORT)["digests"]["train"]),
+        "split_sha256": sha256_file(paths.SPLIT),
+    }
+    names = {"content_digest": "other data", "split_sha256": "another split"}
+    for folder in folders:
+        recorded: Mapping[str, Any] = read_json(folder / "run.json")["record"]["dataset"]
+        for key, present in here.items():
+            if recorded.get(key) != present:
+                raise OtherData(
+                    f"{folder.name} was trained on {names[key]} ({key} "
+                    f"{str(recorded.get(key))[:12]}…) than lies here ({present[:12]}…): it may "
+                    "know the holdout by heart; run: dvc repro"
+                )
 
 
 class SplitKind(NamedTuple):

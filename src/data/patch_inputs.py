@@ -116,9 +116,9 @@ def _open(path: Path) -> PatchInput:
     if not path.is_file():
         state = "not a regular file" if path.exists() else "not found"
         raise InputError(f"input {state}: {path}; {ALLOWED}")
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return _from_array(path)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return _from_files(*_listed(path))
     with path.open("rb") as file:
         if file.read(4) in _ZIP_STARTS:

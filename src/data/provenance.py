@@ -101,7 +101,28 @@ def training_links(lineage: Mapping[str, Any], evidence: Mapping[str, Any]) -> l
     if not paths.SPLIT.is_file():
         return [*links, missing("split.parquet", "is gone; run: dvc repro split")]
     found, expected = sha256_file(paths.SPLIT), evidence.get("split_sha256")
-    return [*links, same("split.parquet", found, expected, source="the version's evidence")]
+    split = same("split.parquet", found, expected, source="the version's evidence")
+    return [*links, split, *_run_data_links(evidence)]
+
+
+def _run_data_links(evidence: Mapping[str, Any]) -> list[Link]:
+    """Data and split by each run's own record, beside those the version was evaluated on.
+
+    Evaluated on another split, it would be judged on patches it was trained on.
+    """
+    runs = evidence.get("runs", {})
+    links = [missing("runs", "the version says of none what it was trained on")] if not runs else []
+    expected = {
+        "data": ("content_digest", evidence.get("data", {}).get("train")),
+        "split": ("split_sha256", evidence.get("split_sha256")),
+    }
+    for folder, run in runs.items():
+        recorded = run["record"]["dataset"]
+        links += [
+            same(f"{what} of the run of {folder}", recorded.get(key), digest, source="evaluate")
+            for what, (key, digest) in expected.items()
+        ]
+    return links
 
 
 def archive_links(archives: Sequence[Path], evidence: Mapping[str, Any]) -> list[Link]:

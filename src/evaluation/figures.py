@@ -130,23 +130,6 @@ def learning_curves(*fits: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def lr_schedule(*fits: Mapping[str, Any]) -> Figure:
-    """Learning rate by epoch, one column a ``fit.json``, on a logarithmic axis."""
-    figure = Figure(figsize=(5.5 * len(fits), 3.5), dpi=_DPI, layout="constrained")
-    for axes, fit in zip(figure.subplots(1, len(fits), squeeze=False)[0], fits, strict=True):
-        rates = _column(fit, "learning_rate")
-        axes.plot(_column(fit, "epoch"), rates, color=_TRAIN, marker="o", markersize=4)
-        if min(rates) > 0:
-            axes.set_yscale("log")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="epoch", ylabel="learning rate")
-        axes.set_title(
-            f"{fit['stage']}: {fit['schedule'].get('name', 'schedule')} from {max(rates):.2g} "
-            f"to {rates[-1]:.2g}"
-        )
-    return figure
-
-
 def _square() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.5, 5.5), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()

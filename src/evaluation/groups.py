@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MIN_PATCHES = 20  # a smaller group says nothing on its own, and isn't listed
-KINDS = ("stain", "slide", "group")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from src.evaluation.groups import leave_one_group_out
 from src.evaluation.intervals import Resampled, resample
 from src.evaluation.metrics import METRICS, Scored, UndefinedMetric, auroc, scored
 from src.evaluation.operating_point import OperatingPoint
-from src.evaluation.predictions import ONE_VIEW
+from src.evaluation.predictions import ONE_VIEW, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ def metrics_report(
     UndefinedMetric
         AUROC on holdout, or its interval, is undefined: the report would have no verdict.
     """
-    holdout, val = _rows(predictions, "holdout"), _rows(predictions, "val")
+    holdout, val = rows_of(predictions, "holdout"), rows_of(predictions, "val")
     threshold = operating_point.threshold
     model = scored(holdout["label"], holdout["probability"], threshold=threshold)
     baseline = scored(
@@ -228,10 +228,6 @@ def _gain(value: float, one_view: float, resampled: Resampled, confidence: float
 
 def _as_bounds(name: str, low: float, high: float) -> dict[str, float]:
     return {f"{name}_low": low, f"{name}_high": high}
-
-
-def _rows(predictions: "pd.DataFrame", split: str) -> "pd.DataFrame":
-    return predictions[predictions["split"] == split]
 
 
 def _counts(rows: "pd.DataFrame") -> dict[str, int]:

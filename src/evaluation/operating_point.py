@@ -1,6 +1,10 @@
 """The threshold on the probability, chosen on val; a patch is called tumour at or above it.
 
-To add a rule: write ``(patches, **limits) -> threshold`` and name it in ``OPERATING_POINTS`` by its
+A rule picks the score of a val patch, the lowest that is to be called tumour. The threshold lies a
+little below it: served probabilities are float32, and rounding must not take that very patch to
+the other side.
+
+To add a rule: write ``(patches, **limits) -> score`` and name it in ``OPERATING_POINTS`` by its
 limits, as ``evaluate.operating_point`` of ``params.yaml`` spells them.
 """
 
@@ -11,8 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from src.evaluation.curves import Floats
 from src.evaluation.metrics import Scored, UndefinedMetric, scored
 from src.system.errors import ProjectError
+
+_FARTHEST_BELOW = 1e-4  # as far as a served probability may lie from the evaluated one
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,9 @@ def choose_threshold(
 ) -> float:
     """The threshold that ``rule``, one entry of ``OPERATING_POINTS`` with its limits, picks.
 
+    Probabilities that are equal in float32 are called together. The threshold lies half-way between
+    the score picked and the next lower one of val, at most 1e-4 below the former.
+
     Raises
     ------
     ProjectError
@@ -56,11 +66,19 @@ def choose_threshold(
         raise ProjectError(
             f"evaluate.operating_point must be one of {allowed}; got {', '.join(rule) or 'none'}"
         )
-    return OPERATING_POINTS[names](scored(labels, probabilities), **rule)
+    served = np.asarray(probabilities, dtype=np.float32)
+    patches = scored(labels, served)
+    return _below(OPERATING_POINTS[names](patches, **rule), patches.scores)
+
+
+def _below(picked: float, scores: Floats) -> float:
+    """Half-way from the score picked to the next lower one, or nearer to it."""
+    lower = scores[scores < picked].max(initial=0.0)
+    return float(max((lower + picked) / 2, picked - _FARTHEST_BELOW))
 
 
 def _reaching_sensitivity(patches: Scored, *, min_sensitivity: float) -> float:
-    """The highest threshold at which the sensitivity is at least ``min_sensitivity``."""
+    """The highest score at which the sensitivity is at least ``min_sensitivity``."""
     tumour = np.sort(patches.scores[patches.labels])[::-1]
     if not len(tumour):
         raise UndefinedMetric(
@@ -72,9 +90,9 @@ def _reaching_sensitivity(patches: Scored, *, min_sensitivity: float) -> float:
 
 
 def _reaching_specificity(patches: Scored, *, min_specificity: float) -> float:
-    """The lowest threshold at which the specificity is at least ``min_specificity``.
+    """The lowest score at which the specificity is at least ``min_specificity``.
 
-    It is the score of some patch, so that at least one patch is called tumour.
+    At least one patch is called tumour.
     """
     thresholds = np.unique(patches.scores)
     normal = np.sort(patches.scores[~patches.labels])
@@ -94,10 +112,10 @@ def _reaching_specificity(patches: Scored, *, min_specificity: float) -> float:
 
 
 def _least_cost(patches: Scored, *, cost_fn: float, cost_fp: float) -> float:
-    """The threshold with the least ``cost_fn`` × missed tumour + ``cost_fp`` × false alarms.
+    """The score with the least ``cost_fn`` × missed tumour + ``cost_fp`` × false alarms.
 
     Counted on the patches, not derived from the probabilities (Elkan 2001: cost_fp / (cost_fp +
-    cost_fn)), so that it holds where they are off. Of equal costs the lowest threshold, which
+    cost_fn)), so that it holds where they are off. Of equal costs the lowest score, which
     finds more tumour.
     """
     thresholds = np.unique(patches.scores)

@@ -2,6 +2,7 @@
 
 ==========================  ====================================================================
 ``id split group label``    as in the split; label 0 normal, 1 tumour
+``sha256``                  of the pixels
 ``slide``                   null where the archive doesn't name it
 ``stain``                   a few clusters by colour (``src.data.stain_names``), null if blank
 ``logit``                   of the model; the mean over 8 views with ``evaluate.tta``
@@ -11,4 +12,14 @@
 ==========================  ====================================================================
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
 ONE_VIEW = "logit_one_view"
+
+
+def rows_of(predictions: "pd.DataFrame", split: str) -> "pd.DataFrame":
+    """The rows of one split."""
+    return predictions[predictions["split"] == split]

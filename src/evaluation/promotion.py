@@ -4,14 +4,15 @@ To add a rule: write what is allowed and a judge, both of :class:`Evidence`, and
 ``PROMOTION_RULES``. All must hold.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from src.evaluation.intervals import Difference
+from src.evaluation.intervals import FEW_GROUPS, Difference
 
 RELOAD_TOLERANCE = 1e-4  # in probability; float32 on other batch sizes stays well below
-GOLDEN_TOLERANCE = 1e-3  # in logit; batch size, threads and oneDNN moved it by 4e-6
+GOLDEN_TOLERANCE = 1e-3  # in logit; batch size, threads and oneDNN stay well below
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Check:
-    """One rule's outcome: the value that came, what is allowed, whether it held, in words."""
+    """One rule's outcome: the value that came, what is allowed, whether it held, in words.
+
+    ``value`` is None where there is none, or it is no finite number.
+    """
 
     value: float | None
     allowed: str
@@ -106,7 +110,8 @@ def _check(name: str, rule: Rule, evidence: Evidence) -> Check:
     if name in evidence.not_judged:
         return Check(None, allowed, held=False, reason=evidence.not_judged[name])
     value, held, reason = rule.judge(evidence)
-    return Check(value, allowed, held, reason)
+    known = value if value is not None and math.isfinite(value) else None  # JSON has no NaN
+    return Check(known, allowed, held, reason)
 
 
 def _files_verified(evidence: Evidence) -> tuple[float | None, bool, str]:  # noqa: ARG001
@@ -160,7 +165,10 @@ def _not_worse_than_champion(evidence: Evidence) -> tuple[float | None, bool, st
 def _minimum_groups(evidence: Evidence) -> tuple[float | None, bool, str]:
     fewest = min(evidence.n_groups.values(), default=0)
     counts = ", ".join(f"{n:,} hold {name} patches" for name, n in evidence.n_groups.items())
-    return fewest, fewest >= evidence.min_groups, f"of the holdout groups {counts or 'none count'}"
+    # what chance alone puts above 0 then: docs/promotion.md
+    weak = f"; fewer than {FEW_GROUPS} are weak evidence" if fewest < FEW_GROUPS else ""
+    reason = f"of the holdout groups {counts or 'none count'}{weak}"
+    return fewest, fewest >= evidence.min_groups, reason
 
 
 def _not_rejected(evidence: Evidence) -> tuple[float | None, bool, str]:

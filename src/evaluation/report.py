@@ -44,6 +44,7 @@ _USES = {
     "val": "early stopping, temperature, threshold",
     "holdout": "these figures",
 }
+_BACKBONE_TITLES = {"resnet50": "ResNet50"}
 _PICTURE_TITLES = {
     "labels.png": "Patches by label",
     "samples_normal.png": "Random normal patches",
@@ -115,7 +116,7 @@ def slider_payload(sources: Sources, bands: Mapping[str, Band]) -> dict[str, Any
 
 def _facts(sources: Sources) -> dict[str, Any]:
     """What page and card share."""
-    metrics = sources.metrics
+    metrics, backbone = sources.metrics, str(sources.record["params"]["model"]["backbone"])
     return {
         "m": metrics,
         "confidence": f"{100 * metrics['bootstrap']['confidence']:g} %",
@@ -129,6 +130,8 @@ def _facts(sources: Sources) -> dict[str, Any]:
         "data": _data(sources),
         "phases": [_phase(fit) for fit in sources.fits],
         "model": sources.record["params"]["model"],
+        "backbone": _BACKBONE_TITLES.get(backbone, backbone),
+        "is_generated": plain_words.is_generated(sources),
         "centre_share": sources.gallery["centre_share"],
         "cells": sources.gallery["cells"],
         "provenance": _provenance(sources),

@@ -1,8 +1,8 @@
 """Grad-CAM: where in a patch the evidence for a decision lay (Selvaraju et al. 2017, eq. 1-2).
 
-Channels count from their mean over train, which the head subtracts, not from 0: in a network of
-random weights two thirds of the real patches had no positive evidence otherwise. With average
-pooling a map before its cut at 0 then adds up to logit − bias: nothing of the decision is lost.
+Channels count from their mean over train, which the head subtracts, not from 0: a channel that is
+positive everywhere would speak for the same class in every patch. With average pooling a map before
+its cut at 0 then adds up to logit − bias: nothing of the decision is lost.
 
 A map has one cell a position of the last feature map, a handful over the patch, and each cell has
 seen more of the patch than the square it covers: it says roughly where, never which cell.

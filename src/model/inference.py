@@ -54,7 +54,7 @@ def forward_pass(model: "keras.Model") -> Forward:
     return forward
 
 
-def predict_logits(
+def predict_outputs(
     model: "keras.Model",
     pixels: NDArray[np.uint8],
     rows: NDArray[np.int64],
@@ -64,6 +64,8 @@ def predict_logits(
     task: str = "scored",
 ) -> NDArray[np.float64]:
     """The model's one output for ``pixels[rows]``, (n,) in the order of ``rows``.
+
+    A logit of ``models/finetuned``, the calibrated probability of tumour of ``models/final``.
 
     ``pixels`` (N, 96, 96, 3) uint8 may be memory-mapped: one batch is read at a time.
     """
@@ -77,7 +79,3 @@ def predict_logits(
             outputs[batch.positions[: batch.n_counted]] = values[: batch.n_counted]
             advance(batch.n_counted)
     return outputs
-
-
-predict_probabilities = predict_logits
-"""The same for ``models/final``, whose output is the calibrated probability of tumour."""

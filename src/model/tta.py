@@ -29,7 +29,7 @@ def predict_view_logits(
 ) -> NDArray[np.float64]:
     """The model's logit for each view of ``pixels[rows]``: (8, n) in the order of ``rows``.
 
-    As :func:`src.model.inference.predict_logits`, view by view of each batch, so that memory is
+    As :func:`src.model.inference.predict_outputs`, view by view of each batch, so that memory is
     that of one view. Row 0 is the patch as it is.
     """
     import tensorflow as tf

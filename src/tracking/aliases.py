@@ -82,7 +82,7 @@ class AliasChanges:
             return
         if to_version is not None:
             verify_version(self.name, to_version)
-        self._settle()
+        self.settle()
         self._append(
             action,
             why,
@@ -99,10 +99,10 @@ class AliasChanges:
 
     def note(self, action: str, why: str, *, version: int) -> None:
         """Log what a person decided about a version without moving an alias."""
-        self._settle()
+        self.settle()
         self._append(action, why, from_version=version, to_version=version)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Let the log hold again: both copies the same, aliases where it has them."""
         reading = read_log(self.name)
         if reading.problems:

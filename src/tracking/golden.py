@@ -77,6 +77,11 @@ def read_golden(folder: Path) -> Golden | None:
     return Golden(patches, np.load(folder / LOGITS_FILE, allow_pickle=False))
 
 
-def golden_error(model: Any, golden: Golden) -> float:
-    """Largest difference in logit between the model here and the batch; NaN where one is NaN."""
+def golden_error(model: Any, golden: Golden | None) -> float | None:
+    """Largest difference in logit between the model here and the batch; NaN where one is NaN.
+
+    None without a batch.
+    """
+    if golden is None:
+        return None
     return float(np.abs(logits_of(model, golden.patches) - golden.logits).max())

@@ -6,12 +6,12 @@ SHA-256 of each file, and nothing is loaded before :func:`verified_files` has co
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from src.system.durable import MANIFEST, read_json, sha256_file, write_manifest
 from src.system.errors import ProjectError
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "data/model.keras"  # where mlflow.keras puts it
 _PACKAGES = ("tensorflow", "keras", "mlflow", "numpy")
-_WRITTEN_BY_READERS = "registered_model_meta"  # MLflow drops it into local folders it resolves
+WRITTEN_BY_READERS = "registered_model_meta"  # MLflow drops it into folders it resolves
+
+Oddity = Literal["missing", "unlisted", "changed"]
 
 
 class VerificationError(ProjectError):
@@ -96,26 +98,48 @@ def verified_files(folder: Path, *, manifest_sha256: str) -> dict[str, str]:
     VerificationError
         ``model verification failed: …``, with the file and what is wrong with it.
     """
-    _check_manifest(folder, manifest_sha256)
-    entries = {name: e["sha256"] for name, e in read_json(folder / MANIFEST)["files"].items()}
-    present = {
-        file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()
-    } - {MANIFEST, _WRITTEN_BY_READERS}
-    for odd in sorted(present.symmetric_difference(entries)):
-        state = "not in its manifest" if odd in present else "missing"
-        raise VerificationError(_failed(f"file {state}: {folder / odd}"))
-    for name, expected in entries.items():
-        if sha256_file(folder / name) != expected:
-            raise VerificationError(_failed(f"sha256 mismatch: {folder / name}"))
-    return entries
+    for name, oddity in odd_files(folder, manifest_sha256=manifest_sha256):
+        raise VerificationError(_failed(_said(folder / name, oddity)))
+    return _entries(folder)
 
 
-def _check_manifest(folder: Path, manifest_sha256: str) -> None:
+def odd_files(folder: Path, *, manifest_sha256: str) -> Iterator[tuple[str, Oddity]]:
+    """Each file that isn't as registered, and how; of a wrong manifest that alone."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        raise VerificationError(_failed(f"manifest missing: {manifest}"))
+        yield MANIFEST, "missing"
+        return
     if sha256_file(manifest) != manifest_sha256:
-        raise VerificationError(_failed(f"{manifest} is not the one that was registered"))
+        yield MANIFEST, "changed"
+        return
+    entries = _entries(folder)
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    present = files - {MANIFEST, WRITTEN_BY_READERS}
+    for odd in sorted(present.symmetric_difference(entries)):
+        yield odd, "unlisted" if odd in present else "missing"
+    for name in sorted(present.intersection(entries)):
+        if sha256_file(folder / name) != entries[name]:
+            yield name, "changed"
+
+
+def _entries(folder: Path) -> dict[str, str]:
+    files = read_json(folder / MANIFEST)["files"]
+    return {name: str(entry["sha256"]) for name, entry in files.items()}
+
+
+def _said(file: Path, oddity: Oddity) -> str:
+    if file.name == MANIFEST:
+        return (
+            f"manifest missing: {file}"
+            if oddity == "missing"
+            else f"{file} is not the one that was registered"
+        )
+    said = {
+        "missing": "file missing",
+        "unlisted": "file not in its manifest",
+        "changed": "sha256 mismatch",
+    }
+    return f"{said[oddity]}: {file}"
 
 
 def _failed(reason: str) -> str:

@@ -127,15 +127,38 @@ def champions(entries: Iterable[Entry]) -> list[tuple[int, str | None]]:
     A rollback takes those after its target away, so that two in a row go back two steps.
     """
     stack: list[tuple[int, str | None]] = []
-    for entry in entries:
-        if entry.alias != "champion" or entry.to_version is None:
+    for entry in champion_moves(entries):
+        if entry.to_version is None:
             continue
         version = (entry.to_version, entry.manifest_sha256)
         if entry.action == "rollback" and version in stack:
-            del stack[stack.index(version) + 1 :]
+            while stack[-1] != version:
+                stack.pop()
         elif not stack or stack[-1] != version:
             stack.append(version)
     return stack
+
+
+def champion_moves(entries: Iterable[Entry]) -> list[Entry]:
+    """Moves of the alias ``champion`` that stood.
+
+    Without those that were logged but never made, after which the alias was found where it had
+    been.
+    """
+    stood: list[Entry] = []
+    for move in entries:
+        if move.alias != "champion":
+            continue
+        came_back = (move.to_version, move.from_version)
+        if move.action == "found" and stood and came_back == _ends(stood[-1]):
+            stood.pop()
+        else:
+            stood.append(move)
+    return stood
+
+
+def _ends(move: Entry) -> tuple[int | None, int | None]:
+    return move.from_version, move.to_version
 
 
 def tag_name(number: int) -> str:

@@ -21,7 +21,8 @@ from src.system.links import (
 )
 from src.tracking.aliases import read_log
 from src.tracking.lineage import UNKNOWN
-from src.tracking.logged_models import MODEL_FILE
+from src.tracking.logged_models import MODEL_FILE, odd_files
+from src.tracking.promotion_log import Entry, champion_moves
 from src.tracking.records import RunRecord, flat_metrics, run_params, run_tags
 from src.tracking.registry import VersionFolder, version_folder
 from src.tracking.store import TrackingError, connect, is_absent, reporting
@@ -29,7 +30,6 @@ from src.tracking.store import TrackingError, connect, is_absent, reporting
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-_WRITTEN_BY_READERS = "registered_model_meta"
 _MAX_NAMED = 5
 
 
@@ -102,43 +102,44 @@ def version_links(model: Mapping[str, Any], point: Mapping[str, Any]) -> list[Li
 
 def file_links(folder: Path, *, manifest_sha256: str) -> list[Link]:
     """A model folder: one link where all its files are those registered, else one a wrong file."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return [missing(MANIFEST, f"not in {folder}")]
-    if sha256_file(manifest) != manifest_sha256:
-        return [changed(MANIFEST, "of the version is not the one that was registered")]
-    entries = manifest_entries(manifest) or {}
-    present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    said = {
+        "missing": (missing, "of the version is gone"),
+        "unlisted": (changed, "was not among the version's files"),
+        "changed": (changed, "of the version has other bytes than registered"),
+    }
     links = []
-    for name in sorted({*entries, *present} - {MANIFEST, _WRITTEN_BY_READERS}):
-        if name not in present:
-            links.append(missing(name, "file of the version is gone"))
-        elif name not in entries:
-            links.append(changed(name, "was not among the version's files"))
-        elif not is_listed(folder / name, entries[name]):
-            links.append(changed(name, "file of the version has other bytes than registered"))
-    return links or [holds("files", f"{len(entries)} files are those registered")]
+    for name, oddity in odd_files(folder, manifest_sha256=manifest_sha256):
+        link, words = said[oddity]
+        links.append(link(name, words))
+    return links or [holds("files", "all are those registered")]
 
 
 def _log_links(name: str, version: VersionFolder, role: str) -> list[Link]:
     reading = read_log(name)
     links = [changed("promotion log", problem) for problem in reading.problems]
-    moves = [
-        entry
-        for entry in reading.entries
-        if entry.alias == "champion" and entry.to_version == version.version
-    ]
+    moves = champion_moves(reading.entries)
+    made_champion = [move for move in moves if move.to_version == version.version]
     if role != "champion":
         links.append(holds("promotion log", f"the version predicts as {role}"))
-    elif not moves:
+    elif not made_champion:
         links.append(missing("promotion log", f"knows no champion version {version.version}"))
+    elif moves[-1] is not made_champion[-1]:
+        links.append(changed("promotion log", _dethroned(version.version, moves[-1])))
     elif not links:
         last = moves[-1]
         forced = ", against the rules" if last.forced else ""
         links.append(holds("promotion log", f"champion since {last.utc}{forced}: {last.why}"))
-    if moves and moves[-1].evidence_sha256 is not None:
-        links.append(_evidence_link(name, moves[-1].evidence_sha256))
+    if made_champion and made_champion[-1].evidence_sha256 is not None:
+        links.append(_evidence_link(name, made_champion[-1].evidence_sha256))
     return links
+
+
+def _dethroned(version: int, last: Entry) -> str:
+    now = "none" if last.to_version is None else f"version {last.to_version}"
+    return (
+        f"version {version} is champion no longer: {now} since {last.utc} ({last.why}); run: "
+        "dvc repro --single-item --force register predict"
+    )
 
 
 def _evidence_link(name: str, sha256: str) -> Link:

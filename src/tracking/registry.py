@@ -1,14 +1,14 @@
 """Registered versions of the final model, with their evidence, and the two aliases.
 
 A version's folder holds the MLflow model and, under ``evidence/``, everything needed to judge and
-use it: evidence, operating point, training ids and the golden batch. Every file is compared with
-the SHA-256 recorded at registration before it is read.
+use it: evidence, operating point, the patches it has seen and the golden batch. Every file is
+compared with the SHA-256 recorded at registration before it is read.
 """
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,7 +42,7 @@ CHALLENGER: Alias = "challenger"
 
 FINAL_MODEL_NAME = "resnet50-final"
 _OPERATING_POINT = "evidence/operating_point.json"
-_SEEN_IDS = "evidence/seen_ids.txt"
+_SEEN = {"ids": "evidence/seen_ids.txt", "sha256": "evidence/seen_sha256.txt"}
 _EVIDENCE = "evidence/evidence.json"
 _CONTRACT = "evidence/contract.json"
 _FINAL_MANIFEST = "evidence/final_manifest.json"
@@ -60,6 +60,7 @@ class VersionFiles:
     operating_point : ``rule``, ``threshold``, ``temperature``
     contract : what its input and output are; None where it was registered without
     seen_ids : ids of the patches it was trained on or chosen by (train and val)
+    seen_sha256 : of their pixels
     evidence : what was known of it when it was registered
     golden : its golden batch; None where it was registered without
     model_sha256 : of the ``.keras`` file, the same as in ``models/final``
@@ -74,6 +75,7 @@ class VersionFiles:
     operating_point: Mapping[str, Any]
     contract: Mapping[str, Any] | None
     seen_ids: frozenset[str]
+    seen_sha256: frozenset[str]
     evidence: Mapping[str, Any]
     golden: golden.Golden | None
     model_sha256: str
@@ -180,13 +182,24 @@ def load_version(name: str, version: int, *, folder: Path | None = None) -> Vers
         model=load_keras(folder / MODEL_FILE),
         operating_point=read_json(folder / _OPERATING_POINT),
         contract=read_json(folder / _CONTRACT) if _CONTRACT in files else None,
-        seen_ids=frozenset((folder / _SEEN_IDS).read_text().split()),
+        seen_ids=_read_seen(folder, "ids"),
+        seen_sha256=_read_seen(folder, "sha256"),
         evidence=read_json(folder / _EVIDENCE),
         golden=golden.read_golden(folder),
         model_sha256=files[MODEL_FILE],
         manifest_sha256=entry.tags["manifest_sha256"],
         tags=dict(entry.tags),
     )
+
+
+def _read_seen(folder: Path, key: str) -> frozenset[str]:
+    file = folder / _SEEN[key]
+    if not file.is_file():
+        raise VerificationError(
+            f"model verification failed: no {_SEEN[key]}: it was registered by an earlier version "
+            "of this project; register it again: dvc repro --force evaluate register predict"
+        )
+    return frozenset(file.read_text(encoding="utf-8").split())
 
 
 def verify_version(name: str, version: int) -> None:
@@ -355,9 +368,7 @@ def _no_version(name: str, version: int) -> str:
 
 
 def _files_of(entry: "ModelVersion") -> Path:
-    """The version's folder: in place where the store is on this machine, else a fresh copy."""
-    import mlflow.artifacts
-
+    """The version's folder: in place where the store is on this machine, else a copy."""
     store = connect()
     with reporting(f"can't give the files of {entry.name} version {entry.version}"):
         location = store.client.get_model_version_download_uri(entry.name, entry.version)
@@ -365,16 +376,36 @@ def _files_of(entry: "ModelVersion") -> Path:
         if parts.scheme in ("", "file"):
             folder = Path(unquote(parts.path))
         else:
-            folder = paths.CACHE / "registry" / entry.name / str(entry.version)
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            folder = Path(
-                mlflow.artifacts.download_artifacts(
-                    artifact_uri=location, dst_path=str(folder), tracking_uri=store.uri
-                )
-            )
+            folder = _copy_of(entry, location, store)
     if not folder.is_dir():
         raise TrackingError(_no_version(entry.name, int(entry.version)))
+    return folder
+
+
+def _copy_of(entry: "ModelVersion", location: str, store: Store) -> Path:
+    """A copy of a version's files; the one that is here already where it is what was registered.
+
+    It appears as a whole, and is never written again in place: another process may be reading it.
+    """
+    import mlflow.artifacts
+
+    manifest_sha256 = str(entry.tags.get("manifest_sha256"))
+    name = f"{entry.version}-{manifest_sha256[:16]}"
+    folder: Path = paths.CACHE / "registry" / str(entry.name) / name
+    with suppress(VerificationError):
+        verified_files(folder, manifest_sha256=manifest_sha256)
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        new, old = Path(temporary) / "new", Path(temporary) / "old"
+        new.mkdir()
+        fetched = mlflow.artifacts.download_artifacts(
+            artifact_uri=location, dst_path=str(new), tracking_uri=store.uri
+        )
+        with suppress(OSError):  # there is none, or another process has just moved it
+            folder.rename(old)
+        with suppress(OSError):  # another process has just put its own there
+            Path(fetched).rename(folder)
     return folder
 
 
@@ -412,7 +443,7 @@ def _upload(
         write_json(evidence_file, evidence)
         extras = {
             _OPERATING_POINT: final_folder / "operating_point.json",
-            _SEEN_IDS: final_folder / "seen_ids.txt",
+            **{path: final_folder / Path(path).name for path in _SEEN.values()},
             _FINAL_MANIFEST: final_folder / MANIFEST,
             _EVIDENCE: evidence_file,
         }

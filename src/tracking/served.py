@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.tracking.logged_models import VerificationError
+from src.tracking.logged_models import WRITTEN_BY_READERS, VerificationError
 from src.tracking.registry import VersionFiles, load_version
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
-
-_WRITTEN_BY_MLFLOW = "registered_model_meta"  # into the folder of models:/<name>@<alias>
 
 
 def load_served(folder: Path) -> VersionFiles:
@@ -28,7 +26,7 @@ def load_served(folder: Path) -> VersionFiles:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    named = folder / _WRITTEN_BY_MLFLOW
+    named = folder / WRITTEN_BY_READERS
     try:
         named_version = YAML(typ="safe", pure=True).load(named.read_text(encoding="utf-8"))
         name, version = str(named_version["model_name"]), int(named_version["model_version"])
@@ -41,14 +39,24 @@ def load_served(folder: Path) -> VersionFiles:
 
 
 def bad_request(message: str) -> "MlflowException":
-    """What makes MLflow's server answer with status 400 and ``message``, and nothing else.
-
-    Left alone, the server puts the whole request into the answer, base64 and all.
-    """
-    from mlflow.exceptions import MlflowException
+    """What makes MLflow's server answer with status 400 and ``message``, and nothing else."""
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-    error = MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
+    return _answer(message, INVALID_PARAMETER_VALUE)
+
+
+def broken_model(message: str) -> "MlflowException":
+    """The same with status 500: it isn't the request that is at fault."""
+    from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
+
+    return _answer(message, INTERNAL_ERROR)
+
+
+def _answer(message: str, code: int) -> "MlflowException":
+    """Left alone, the server puts the whole request into the answer, base64 and all."""
+    from mlflow.exceptions import MlflowException
+
+    error = MlflowException(message, error_code=code)
     answer = error.serialize_as_json()
     error.serialize_as_json = lambda: answer
     return error

@@ -32,6 +32,17 @@ def folder(tmp_path):
     return root
 
 
+@pytest.mark.parametrize("name", ["P.NPY", "LIST.CSV"])
+def test_kind_is_known_in_capitals_too(folder, name):
+    """A kind that is 'unknown' for the way its name is spelt."""
+    if name == "P.NPY":
+        np.save(folder / "p.npy", PIXELS)
+        (folder / "p.npy").rename(folder / name)
+    else:
+        (folder / name).write_text("path\na.tif\n")
+    assert len(open_input(folder / name).ids) == (5 if name == "P.NPY" else 1)
+
+
 def zipped(folder):
     path = folder.parent / "patches.zip"
     with zipfile.ZipFile(path, "w") as archive:

@@ -164,6 +164,9 @@ def test_shuffled_labels_beat_nothing(predictions):
     shuffled = predictions.assign(label=rng.permutation(predictions["label"]))
     report = _report(shuffled)
     assert 0.35 < report["holdout"]["auroc"] < 0.65
+    assert _report(predictions)["beats_baseline"] is True
+    assert report["beats_baseline"] is False
+    assert report["difference_to_baseline"]["auroc_low"] < 0
 
 
 def test_verdict_says_value_uncertainty_and_conclusion():

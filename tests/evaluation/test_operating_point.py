@@ -10,6 +10,11 @@ from src.system.errors import ProjectError
 TUMOUR_20 = np.arange(1, 21) / 20  # 0.05 … 1.0, all tumour
 
 
+def picks(score):
+    """The threshold where that score is picked and the next lower one is far away."""
+    return pytest.approx(score - 1e-4, abs=1e-7)
+
+
 def _choose(min_sensitivity, labels, probabilities):
     return choose_threshold({"min_sensitivity": min_sensitivity}, labels, probabilities)
 
@@ -17,34 +22,66 @@ def _choose(min_sensitivity, labels, probabilities):
 @pytest.mark.parametrize(("asked", "threshold"), [(0.95, 0.10), (0.9500001, 0.05), (0.05, 1.0)])
 def test_highest_threshold_that_reaches_it(asked, threshold):
     """19 of 20 is 0.95 exactly and enough; a hair more asks for all 20."""
-    assert _choose(asked, np.ones(20), TUMOUR_20) == threshold
+    assert _choose(asked, np.ones(20), TUMOUR_20) == picks(threshold)
 
 
 def test_both_sides_of_the_threshold():
-    """At the threshold the sensitivity is reached; the next number above it misses."""
+    """At the threshold the sensitivity is reached; above the patch it was picked by it misses."""
     labels = np.ones(20)
     threshold = _choose(0.95, labels, TUMOUR_20)
     assert sensitivity(labels, TUMOUR_20, threshold=threshold) == 0.95
-    assert sensitivity(labels, TUMOUR_20, threshold=np.nextafter(threshold, 1)) == 0.90
+    assert sensitivity(labels, TUMOUR_20, threshold=np.nextafter(0.10, 1)) == 0.90
+
+
+@pytest.mark.parametrize("names", OPERATING_POINTS)
+def test_float32_takes_no_val_patch_to_the_other_side(names):
+    """The served model answers in float32: a threshold that is the float64 score of a val patch
+    calls that patch normal every other time."""
+    rng = np.random.default_rng(0)
+    rule = dict.fromkeys(names, 0.8)
+    for _ in range(100):
+        labels, probabilities = rng.integers(2, size=200), rng.beta(0.2, 0.2, 200)
+        threshold = choose_threshold(rule, labels, probabilities)
+        served = probabilities.astype(np.float32).astype(np.float64)
+        np.testing.assert_array_equal(served >= threshold, probabilities >= threshold)
+
+
+def test_threshold_lies_half_way_to_a_near_neighbour():
+    """1e-4 below 0.5 would call 0.49995 tumour as well: the counts would not be those chosen."""
+    labels, probabilities = [1, 0, 0], [0.5, 0.49995, 0.1]
+    threshold = choose_threshold({"min_specificity": 1.0}, labels, probabilities)
+    assert threshold == pytest.approx(0.499975, abs=1e-7)
+
+
+def test_scores_equal_in_float32_are_called_together():
+    """No threshold could tell them apart once served."""
+    labels, probabilities = [1, 1, 1, 0], [0.9, 0.5 + 1e-9, 0.5, 0.1]
+    threshold = _choose(0.6, labels, probabilities)
+    assert sensitivity(labels, probabilities, threshold=threshold) == 1
+
+
+def test_lowest_score_of_all_stays_above_nothing():
+    assert _choose(1.0, [1, 1], [0.9, 0.00008]) == pytest.approx(0.00004)
+    assert _choose(1.0, [1, 1], [0.9, 0.0]) == 0
 
 
 def test_product_that_rounds_up_does_not_cost_a_patch():
     """0.07 × 100 is 7.000000000000001: its ceiling is 8."""
     probabilities = np.arange(1, 101) / 100
-    assert _choose(0.07, np.ones(100), probabilities) == probabilities[-7]
+    assert _choose(0.07, np.ones(100), probabilities) == picks(probabilities[-7])
 
 
 def test_normal_patches_do_not_count():
     """Sensitivity over all patches."""
     labels, probabilities = [1, 1, 0, 0, 0], [0.6, 0.3, 0.9, 0.8, 0.7]
-    assert _choose(0.5, labels, probabilities) == 0.6
+    assert _choose(0.5, labels, probabilities) == picks(0.6)
 
 
 def test_ties_are_called_together():
     """Of three tumour patches at 0.4, one can't be called alone."""
     labels, probabilities = np.ones(4), np.array([0.4, 0.4, 0.4, 0.9])
     threshold = _choose(0.5, labels, probabilities)
-    assert threshold == 0.4
+    assert threshold == picks(0.4)
     assert sensitivity(labels, probabilities, threshold=threshold) == 1
 
 
@@ -77,7 +114,7 @@ def test_lowest_threshold_that_reaches_the_specificity(asked, threshold):
     probabilities = np.r_[TUMOUR_20, threshold]
     chosen = choose_threshold({"min_specificity": asked}, labels, probabilities)
     reached = [t for t in TUMOUR_20 if specificity(labels, probabilities, threshold=t) >= asked]
-    assert chosen == min(reached)
+    assert chosen == picks(min(reached))
 
 
 def test_specificity_that_calls_nothing_tumour_is_refused():
@@ -98,13 +135,13 @@ def test_least_cost_by_hand(cost_fn, cost_fp, threshold):
     labels = [1, 1, 1, 1, 0, 0, 0, 0]
     probabilities = [0.9, 0.6, 0.6, 0.3, 0.7, 0.5, 0.4, 0.1]
     rule = {"cost_fn": cost_fn, "cost_fp": cost_fp}
-    assert choose_threshold(rule, labels, probabilities) == threshold
+    assert choose_threshold(rule, labels, probabilities) == picks(threshold)
 
 
 def test_of_equal_costs_the_one_that_finds_more():
     """Missing one of two at 0.9 costs as much as the false alarm at 0.3."""
     rule = {"cost_fn": 1.0, "cost_fp": 1.0}
-    assert choose_threshold(rule, [1, 0, 1], [0.9, 0.5, 0.3]) == 0.3
+    assert choose_threshold(rule, [1, 0, 1], [0.9, 0.5, 0.3]) == picks(0.3)
 
 
 def test_costs_of_one_class_are_refused():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from src.data.generated import plan_subset
 from src.evaluation.plain_words import caveats, rule, verdict
 from tests.evaluation.report_sources import sources
 
@@ -45,6 +46,18 @@ def test_verdict_follows_the_interval(made, low, high, told):
 )
 def test_rule_is_the_one_that_chose(point, told):
     assert told in rule({"operating_point": {"threshold": 0.1, **point}})
+
+
+def test_generated_patches_are_known_by_their_slides_not_by_a_file_name(made):
+    """A renamed sample that passes for tissue, or a real archive named sample.zip."""
+    plan = plan_subset(seed=1, subset="train", n_patches=40, n_slides=4)
+    named = [plan.slide_name(place % 40) for place in range(len(made.holdout))]
+    drawn = sources(holdout=made.holdout.assign(slide=named))
+    assert "are generated, not real tissue" in " ".join(caveats(drawn))
+    real = sources(ingest={"archive": {"name": "sample.zip"}})
+    assert "are generated" not in " ".join(caveats(real))
+    unknown = sources(holdout=made.holdout.assign(slide=None))
+    assert "are generated" not in " ".join(caveats(unknown))
 
 
 def test_sensitivity_missed_on_holdout_is_said(made):

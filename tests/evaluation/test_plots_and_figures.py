@@ -91,7 +91,6 @@ def _pictures(holdout):
         ),
         "learning_curves": figures.learning_curves(*FITS),
         "one_learning_curve": figures.learning_curves(FITS[0]),
-        "lr_schedule": figures.lr_schedule(*FITS),
     }
 
 

@@ -100,7 +100,9 @@ def test_the_class_with_fewer_groups_counts(fewest, held):
 @pytest.mark.parametrize("rule", ["reloaded", "golden_batch"])
 def test_nan_is_not_equal_enough(rule):
     field = {"reloaded": "reload_error", "golden_batch": "golden_error"}[rule]
-    assert decide(replace(GOOD, **{field: float("nan")})).failed == [rule]
+    decision = decide(replace(GOOD, **{field: float("nan")}))
+    assert decision.failed == [rule]
+    json.dumps(decision.as_table(), allow_nan=False)
 
 
 def test_version_without_a_golden_batch_is_refused():
@@ -113,8 +115,14 @@ def test_reasons_name_values_and_what_is_allowed():
         "beats the colour baseline: AUROC +0.200 (+0.100 to +0.300)",
         "may be worse than the champion on the same patches: AUROC -0.020 (-0.050 to +0.010), the "
         "interval must lie above -0.01",
-        "of the holdout groups 3 hold normal patches, 2 hold tumour patches",
+        "of the holdout groups 3 hold normal patches, 2 hold tumour patches; fewer than 5 are weak "
+        "evidence",
     ]
+
+
+def test_five_groups_are_not_called_weak():
+    reason = decide(replace(GOOD, n_groups={"normal": 9, "tumour": 5})).reasons[5]
+    assert reason == "of the holdout groups 9 hold normal patches, 5 hold tumour patches"
 
 
 def test_needs_no_heavy_library():

@@ -1,6 +1,7 @@
 """The page: whole, offline, escaped, and its slider agrees with Python in a real browser."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -127,6 +128,8 @@ def test_report_of_a_split_by_patch_warns():
 
 def _browser():
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None and os.environ.get("CI"):
+        pytest.fail(f"no browser where CI needs one: none of {', '.join(BROWSERS)}")
     if found is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
     return found
@@ -192,6 +195,51 @@ def test_slider_moves_the_numbers_to_those_of_python(page, made, tmp_path, thres
     if threshold == THRESHOLD:
         bounds = f"{values['sensitivity_low']:.3f} to {values['sensitivity_high']:.3f}"
         assert _text(dom, "sensitivity-ci") == bounds
+
+
+def _after(page: str, script: str, tmp_path: Path) -> str:
+    """The page's DOM after a reader did what ``script`` does."""
+    file = tmp_path / "index.html"
+    file.write_text(page.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    return _dom(file, "", tmp_path / "profile")
+
+
+def test_moving_the_slider_moves_the_numbers(page, made, tmp_path):
+    """A handler that isn't attached: the tests above come in by the address alone.
+
+    Then an emptied number field, which Number() takes for 0: it stays where it was.
+    """
+    script = """
+        const field = (id) => document.getElementById(id);
+        const act = (id, value, event) => {
+          field(id).value = value;
+          field(id).dispatchEvent(new Event(event, { bubbles: true }));
+        };
+        act("slider", "0.7", "input");
+        const moved = field("tp").textContent + " " + field("exact").value;
+        act("exact", "0.3", "change");
+        act("exact", "", "change");
+        document.title = moved + " " + field("tp").textContent + " " + field("exact").value;
+    """
+    title = re.search(r"<title>([^<]*)<", _after(page, script, tmp_path)).group(1)
+    found = made.holdout["label"].to_numpy(dtype=bool), made.holdout["probability"].to_numpy()
+    tp = {threshold: int((found[0] & (found[1] >= threshold)).sum()) for threshold in (0.7, 0.3)}
+    assert tp[0.7] != tp[0.3]
+    assert title == f"{tp[0.7]} 0.7 {tp[0.3]} 0.3"
+
+
+def test_card_names_the_backbone_and_the_data(made):
+    """Facts of the usual case said of any other."""
+    model = {**made.record["params"]["model"], "backbone": "densenet121"}
+    params = {**made.record["params"], "model": model}
+    other = sources(record={**made.record, "params": params})
+    assert "- densenet121 with preprocessing inside" in render_model_card(other)
+    assert "- ResNet50 with preprocessing inside" in render_model_card(made)
+    drawn = sources(holdout=made.holdout.assign(slide="train_slide_000"))
+    for text in (render_model_card(drawn), render_report(drawn, **SETTINGS)):
+        assert "CC0" not in text
+        assert "Dutch hospitals" not in text
+    assert "Dutch hospitals" in render_model_card(made)
 
 
 def test_payload_holds_every_probability_exactly(page, made):

@@ -1,5 +1,6 @@
 """Plain values and tiny model folders for the tests of tracking, register and predict."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,13 +88,19 @@ def model_folder(folder: Path, keras_file: Path, run_id: str, run_record: RunRec
     return folder
 
 
-def final_folder(folder: Path, keras_file: Path, seen_ids: list[str] = ["a" * 40]) -> Path:  # noqa: B006
+def final_folder(
+    folder: Path,
+    keras_file: Path,
+    seen_ids: Sequence[str] = ("a" * 40,),
+    seen_sha256: Sequence[str] = (),
+) -> Path:
     with replacing_folder(folder) as temporary:
         (temporary / "model.keras").write_bytes(keras_file.read_bytes())
         operating_point = {"rule": {"min_sensitivity": 0.95}, "threshold": 0.4, "temperature": 1.5}
         write_json(temporary / "operating_point.json", operating_point)
         write_json(temporary / CONTRACT_FILE, CONTRACT)
-        (temporary / "seen_ids.txt").write_text("".join(f"{i}\n" for i in seen_ids))
+        for name, seen in (("ids", seen_ids), ("sha256", seen_sha256)):
+            (temporary / f"seen_{name}.txt").write_text("".join(f"{i}\n" for i in seen))
     return folder
 
 

@@ -107,5 +107,21 @@ def test_rollback_goes_back_one_champion_and_twice_goes_back_two():
     assert versions(*promoted, ("rollback", 3, 2), ("register", 2, 4)) == [1, 2, 4]
 
 
+def test_rollback_to_a_version_that_was_champion_twice_takes_the_later_time():
+    """Else [1, 2, 1, 3] rolled back to 1 has nothing before it."""
+    twice = [("promote", None, 1), ("promote", 1, 2), ("promote", 2, 1), ("promote", 1, 3)]
+    assert versions(*twice, ("rollback", 3, 1)) == [1, 2, 1]
+    assert versions(*twice, ("rollback", 3, 1), ("rollback", 1, 2)) == [1, 2]
+
+
+def test_change_that_was_broken_off_is_no_champion():
+    """Killed between log line and alias: 3 never was champion, nor was 2 gone back to."""
+    promoted = [("register", None, 1), ("register", 1, 2)]
+    assert versions(*promoted, ("promote", 2, 3), ("found", 3, 2)) == [1, 2]
+    assert versions(*promoted, ("rollback", 2, 1), ("found", 1, 2)) == [1, 2]
+    # somebody moved it elsewhere in MLflow's page: that stood
+    assert versions(*promoted, ("promote", 2, 3), ("found", 3, 4)) == [1, 2, 3, 4]
+
+
 def test_lost_alias_is_no_champion():
     assert versions(("register", None, 1), ("found", 1, None), ("found", None, 1)) == [1]

@@ -97,6 +97,33 @@ def test_damaged_version_is_registered_anew(store, final, run_id, version, model
     registry.verify_version(model_name, again)
 
 
+def test_remote_files_are_fetched_once_and_never_taken_from_under_a_reader(
+    version, model_name, store, tmp_path, monkeypatch
+):
+    """Every check deleted and fetched the one copy: two processes did it to each other."""
+    import mlflow.artifacts
+
+    entry = store.client.get_model_version(model_name, str(version))
+    remote, fetched = folder_of(store, model_name, version), []
+    copies = registry.paths.CACHE / "registry" / model_name
+
+    def download(*, artifact_uri, dst_path, tracking_uri):  # noqa: ARG001
+        fetched.append([folder.name for folder in copies.glob("1-*")])
+        return str(shutil.copytree(remote, Path(dst_path) / "model"))
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
+    monkeypatch.setattr(registry.paths, "CACHE", tmp_path)
+    copies = tmp_path / "registry" / model_name
+    folder = registry._copy_of(entry, "mlflow-artifacts:/x", store)
+    assert registry._copy_of(entry, "mlflow-artifacts:/x", store) == folder
+    assert fetched == [[]]
+    truncate(folder)
+    again = registry._copy_of(entry, "mlflow-artifacts:/x", store)
+    assert fetched == [[], [folder.name]]  # the old copy stood until the new one was whole
+    registry.load_version(model_name, version, folder=again)
+    assert [path.name for path in copies.iterdir()] == [folder.name]
+
+
 def test_aliases_start_empty_and_move(model_name, version):
     assert registry.champion_version(model_name) is None
     registry.set_alias(model_name, registry.CHAMPION, version)

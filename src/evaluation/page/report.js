@@ -97,16 +97,19 @@
     return entry;
   }
 
+  let current = chosen.threshold;
   function set(value) {
     const threshold = Math.min(1, Math.max(0, value));
     if (!Number.isFinite(threshold)) return;
+    current = threshold;
     slider.value = threshold;
     exact.value = threshold;
     update(threshold);
   }
 
   slider.addEventListener("input", () => set(Number(slider.value)));
-  exact.addEventListener("change", () => set(Number(exact.value)));
+  // an emptied field, or no number, is no threshold: Number("") would be 0
+  exact.addEventListener("change", () => set(exact.value === "" ? current : Number(exact.value)));
   byId("reset").addEventListener("click", () => set(chosen.threshold));
   const fromHash = () => {
     const found = /threshold=([0-9.eE+-]+)/.exec(location.hash);
