@@ -13,6 +13,7 @@ from src import paths
 from src.params import Params, TrainParams
 from src.system.code import training_code_digest
 from src.system.determinism import Environment
+from src.system.durable import clear_leftovers
 
 if TYPE_CHECKING:
     import keras
@@ -89,8 +90,10 @@ def run_phase(
         parent_run_id=parent_run_id,
         work_key=work_key(identity),
     )
+    state = paths.CHECKPOINTS / f"{stage}.npz"
     with _one_at_a_time(stage, log):
-        checkpoint = Checkpoint(paths.CHECKPOINTS / f"{stage}.npz", identity=identity, log=log)
+        clear_leftovers(state)
+        checkpoint = Checkpoint(state, identity=identity, log=log)
         if fresh:
             checkpoint.discard()
         with training_run(record, fresh=fresh) as run:

@@ -30,11 +30,20 @@ class ActivationsOverflow(ProjectError):
     """An activation is too large for the cache's type, or is not a number."""
 
 
+class ActivationsLost(ProjectError):
+    """A file of activations isn't what it was made as."""
+
+
 class ActivationFile:
     """Activations (n, …) of one split in one view.
 
-    Several processes may use one file: whoever fills holds the lock, the others wait and then find
-    the blocks there. A file that another process evicts stays readable here.
+    Several processes may use one file: whoever fills holds the entry's lock, the others wait and
+    then find the blocks there.
+
+    Raises
+    ------
+    ActivationsLost
+        The file there has another size: it holds something else, and may be in use.
     """
 
     def __init__(
@@ -45,7 +54,8 @@ class ActivationFile:
         self._dtype = np.dtype(dtype)
         self._row_bytes = int(np.prod(shape)) * self._dtype.itemsize
         self._ledger = folder / f"view-{view}.json"
-        self._lock = FileLock(folder / f"view-{view}.lock")
+        self._opening = FileLock(folder / "open.lock")  # held briefly
+        self._filling = FileLock(folder / "fill.lock")  # held while blocks are computed
         self._path = folder / f"view-{view}.bin"
         self._descriptor = self._open()
         self._verified = np.zeros(n_batches(n, VIEW_BLOCK), np.bool_)
@@ -58,7 +68,11 @@ class ActivationFile:
         """Rows ``positions`` (k,) → (k, …); only for those :meth:`has` speaks for."""
         rows = np.empty((len(positions), self._row_bytes), np.uint8)
         for row, position in zip(rows, positions.tolist(), strict=True):
-            os.preadv(self._descriptor, [row.data], position * self._row_bytes)
+            if os.preadv(self._descriptor, [row.data], position * self._row_bytes) < len(row):
+                raise ActivationsLost(
+                    f"activations were cut short while in use: {self._path}; run again: what is "
+                    "missing is computed anew"
+                )
         return rows.view(self._dtype).reshape(len(positions), *self._shape)
 
     def missing(self, blocks: Iterable[int]) -> list[int]:
@@ -76,10 +90,14 @@ class ActivationFile:
         blocks: Iterable[int],
         compute: ComputeBlock,
         *,
+        may_grow: Callable[[int], bool],
         advance: Callable[[int], None],
         log: Logger,
-    ) -> None:
-        """Compute and keep those of ``blocks`` that are not there; ``advance`` counts patches.
+    ) -> bool:
+        """Compute and keep those of ``blocks`` that are not there; whether all are, in the end.
+
+        ``may_grow`` is asked before so many bytes more are taken, and ends the filling with False;
+        ``advance`` counts patches.
 
         Raises
         ------
@@ -90,15 +108,15 @@ class ActivationFile:
         """
         wanted = self.missing(blocks)
         if not wanted:
-            return
+            return True
         self._acquire(log)
         try:
             found = set(wanted)
             wanted = self.missing(wanted)
             advance(sum(self._size(block) for block in found - set(wanted)))
-            self._fill(wanted, compute, advance)
+            return self._fill(wanted, compute, may_grow, advance)
         finally:
-            self._lock.release()
+            self._filling.release()
 
     def close(self) -> None:
         """Give the file back."""
@@ -106,43 +124,51 @@ class ActivationFile:
 
     def _acquire(self, log: Logger) -> None:
         try:
-            self._lock.acquire(timeout=0)
+            self._filling.acquire(timeout=0)
         except Timeout:
             log.info("another process computes these activations: waits for it")
-            self._lock.acquire()
+            self._filling.acquire()
 
     def _fill(
-        self, blocks: list[int], compute: ComputeBlock, advance: Callable[[int], None]
-    ) -> None:
+        self,
+        blocks: list[int],
+        compute: ComputeBlock,
+        may_grow: Callable[[int], bool],
+        advance: Callable[[int], None],
+    ) -> bool:
         ledger = self._read_ledger()
         last = time.monotonic()
+        n_kept = 0
         for block in blocks:
-            data = self._as_stored(compute(block)).tobytes()
+            if ledger[block] is None and not may_grow(self._size(block) * self._row_bytes):
+                break
+            data = as_stored(compute(block), self._dtype).tobytes()
             _write_at(self._descriptor, data, block * VIEW_BLOCK * self._row_bytes)
             ledger[block] = zlib.crc32(data)
             self._verified[block] = True
+            n_kept += 1
             advance(self._size(block))
             if time.monotonic() - last > _LEDGER_EVERY_S:
                 self._write_ledger(ledger)
                 last = time.monotonic()
-        if blocks:
+        if n_kept:
             self._write_ledger(ledger)
-
-    def _as_stored(self, values: NDArray[np.float32]) -> NDArray[np.generic]:
-        stored = as_stored(values, self._dtype)
-        if not np.isfinite(stored).all():
-            raise ActivationsOverflow(
-                f"activations up to {np.abs(values).max():.3g} don't fit {self._dtype}; "
-                "set cache.dtype: float32, or look at the weights if that is what it is"
-            )
-        return stored
+        return n_kept == len(blocks)
 
     def _open(self) -> int:
-        with self._lock:
+        n_bytes = self._n * self._row_bytes
+        with self._opening:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-            if os.fstat(descriptor).st_size != self._n * self._row_bytes:
+            found = os.fstat(descriptor).st_size
+            if found == 0:
                 self._ledger.unlink(missing_ok=True)
-                os.ftruncate(descriptor, self._n * self._row_bytes)  # sparse: takes no disk yet
+                os.ftruncate(descriptor, n_bytes)  # sparse: takes no disk yet
+            elif found != n_bytes:
+                os.close(descriptor)
+                raise ActivationsLost(
+                    f"activations of another size: {self._path} has {found:,} bytes, not "
+                    f"{n_bytes:,}; delete {self._path.parent}"
+                )
         return descriptor
 
     def _size(self, block: int) -> int:
@@ -169,9 +195,21 @@ class ActivationFile:
 
 
 def as_stored(values: NDArray[np.float32], dtype: DTypeLike) -> NDArray[np.generic]:
-    """``values`` rounded to the file's type; what doesn't fit becomes infinite."""
+    """``values`` rounded to the file's type.
+
+    Raises
+    ------
+    ActivationsOverflow
+        One doesn't fit, or is no number.
+    """
     with np.errstate(over="ignore"):
-        return values.astype(dtype, copy=False)
+        stored = values.astype(dtype, copy=False)
+    if not np.isfinite(stored).all():
+        raise ActivationsOverflow(
+            f"activations up to {np.abs(values).max():.3g} don't fit {np.dtype(dtype)}; "
+            "set cache.dtype: float32, or look at the weights if that is what it is"
+        )
+    return stored
 
 
 def _write_at(descriptor: int, data: bytes, offset: int) -> None:

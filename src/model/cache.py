@@ -1,74 +1,362 @@
 """The activation cache: a folder of entries, each the activations of one split at one boundary.
 
-An entry's name is the digest of all that its values depend on: the patches, the trunk's weights and
-preprocessing, the boundary, the type, the software. So entries are never stale, and any run or
-trial whose trunk is the same finds them. ``cache.max_gb`` bounds the folder: entries used longest
-ago go first.
+An entry's name is the digest of all that its values depend on: the patches, the trunk, the type,
+the software and the machine. So entries are never stale, and any run or trial whose trunk is the
+same finds them.
+
+``cache.max_gb`` bounds the folder, by the disk that its files really take. An entry in use counts
+with what it was granted, and never takes more; processes see each other through a lock that every
+user of an entry holds, and through the grant written beside it. Entries that nobody uses go, those
+used longest ago first, when room is needed. A margin of the disk is left free for checkpoints and
+results.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from logging import Logger
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock
+from numpy.typing import DTypeLike, NDArray
 
+from src.model.activations import ActivationFile
 from src.system.durable import read_json, write_json
 from src.system.errors import ProjectError
 
+Identity = Mapping[str, Any]
+ComputeBlock = Callable[[int, int], NDArray[np.float32]]
+"""View and block number → float32 activations of the block's patches."""
+
+DISK_MARGIN_BYTES = 2 * 10**9
+"""Disk left free for what must not fail: checkpoints (0.5 GB at most), models, the MLflow store."""
+
 _ENTRY = "entry.json"
+_LOCK = "entry.lock"
+_GROWTH_BYTES = 1 << 28
+_STAT_BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own
 
 
 class ActivationCache:
-    """The folder and its bound; hands out entries."""
+    """The folder and its bound; hands out entries and holds them until it is closed."""
 
     def __init__(self, folder: Path, *, max_bytes: int, log: Logger) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
         self._log = log
-        self._in_use: dict[Path, int] = {}
+        self._entries: list[Entry] = []
 
-    @property
-    def free_bytes(self) -> int:
-        """What this process may still ask for; entries of others make room."""
-        return self._max_bytes - sum(self._in_use.values())
+    def __enter__(self) -> "ActivationCache":
+        return self
 
-    def entry(self, identity: Mapping[str, Any], n_bytes: int) -> Path:
-        """The folder of the entry with this identity, which may grow to ``n_bytes``.
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-        Entries that were used longest ago are removed until it fits; a process that still reads one
-        of them keeps its open files.
+    def close(self) -> None:
+        """Let go of every entry that was handed out."""
+        for entry in self._entries:
+            entry.close()
+        self._entries.clear()
+
+    def free_bytes(self, identity: Identity) -> int:
+        """What the entry with this identity may take, what it takes now included; at least 0."""
+        if not self._folder.is_dir():
+            return max(0, min(self._max_bytes, self._disk_bytes(self._folder.parent)))
+        with self._locked():
+            return self._available(self._path(identity))
+
+    def entry(
+        self, identity: Identity, n_bytes: int, *, n: int, shape: tuple[int, ...], dtype: DTypeLike
+    ) -> "Entry | None":
+        """The entry with this identity, granted up to ``n_bytes``, for activations (n, …).
+
+        Entries that nobody uses make room. An entry that is larger than the bound now allows is
+        made anew, or, where ``n_bytes`` is 0, removed. None where nothing may or can be kept.
         """
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        folder = self._folder / digest[:32]
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._folder / "cache.lock"):
-            reserved = max(n_bytes, _reserved(folder))
-            self._in_use[folder] = reserved
-            self._make_room(reserved, keep=set(self._in_use))
-            write_json(folder / _ENTRY, {"identity": dict(identity), "reserved_bytes": reserved})
-        return folder
+        folder = self._path(identity)
+        try:
+            with self._locked():
+                if n_bytes <= 0:
+                    self._remove_if_too_large(folder)
+                    return None
+                folder.mkdir(exist_ok=True)
+                entry = Entry(self, folder, identity, n=n, shape=shape, dtype=dtype, log=self._log)
+                self._entries.append(entry)
+                available = self._available(folder)
+                if entry.used_bytes > available:
+                    entry.clear()
+                self._grant(entry, min(n_bytes, available))
+        except OSError as error:
+            self._log.warning(
+                f"activations can't be kept ({error}); they are computed in every epoch"
+            )
+            return None
+        return entry
 
-    def _make_room(self, n_bytes: int, *, keep: set[Path]) -> None:
-        others = [f for f in self._folder.iterdir() if f.is_dir() and f not in keep]
-        others.sort(key=_last_used)
-        total = n_bytes + sum(_reserved(f) for f in keep) + sum(map(_reserved, others))
-        for folder in others:
-            if total <= self._max_bytes:
+    def give_way(self) -> None:
+        """Free the disk that activations take, as far as no other process uses them."""
+        if not self._folder.is_dir():
+            return
+        with self._locked():
+            for folder in self._unused():
+                shutil.rmtree(folder, ignore_errors=True)
+            for entry in self._entries:
+                entry.clear()
+                entry.stop_keeping()
+
+    def extend(self, entry: "Entry", n_bytes: int) -> bool:
+        """Grant ``entry`` at least ``n_bytes`` beyond what it takes; whether that was possible."""
+        with self._locked():
+            available = self._available(entry.folder)
+            if entry.used_bytes + n_bytes > available:
+                return False
+            wanted = entry.used_bytes + max(n_bytes, _GROWTH_BYTES)
+            self._grant(entry, min(wanted, available))
+            return True
+
+    def clear_if_alone(self, entry: "Entry") -> bool:
+        """Empty ``entry`` unless another process uses it; whether it is empty now."""
+        with self._locked():
+            return entry.clear()
+
+    def enough_disk(self, n_bytes: int) -> bool:
+        """Whether ``n_bytes`` more leave the margin free."""
+        return self._disk_bytes(self._folder) >= n_bytes
+
+    @staticmethod
+    def _disk_bytes(folder: Path) -> int:
+        existing = next(f for f in (folder, *folder.parents) if f.is_dir())
+        return shutil.disk_usage(existing).free - DISK_MARGIN_BYTES
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Whoever opens, measures or removes entries does so alone, and briefly."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._folder / "cache.lock"):
+            yield
+
+    def _path(self, identity: Identity) -> Path:
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return self._folder / digest[:32]
+
+    def _folders(self, *, without: Path | None = None) -> list[Path]:
+        return [f for f in self._folder.iterdir() if f.is_dir() and f != without]
+
+    def _unused(self, *, without: Path | None = None) -> list[Path]:
+        """Entries that nobody uses, the one used longest ago first."""
+        unused = [f for f in self._folders(without=without) if not _is_in_use(f)]
+        return sorted(unused, key=_last_used)
+
+    def _available(self, folder: Path) -> int:
+        """What ``folder`` may take in all: of the bound, and of the disk."""
+        others = self._folders(without=folder)
+        in_use = {other for other in others if _is_in_use(other)}
+        of_bound = self._max_bytes - sum(
+            max(_used_bytes(f), _granted_bytes(f)) for f in others if f in in_use
+        )
+        removable = sum(_used_bytes(f) for f in [*others, folder] if f not in in_use)
+        return max(0, min(of_bound, self._disk_bytes(self._folder) + removable))
+
+    def _grant(self, entry: "Entry", n_bytes: int) -> None:
+        """Write down that ``entry`` may take ``n_bytes``; unused entries make room for it."""
+        folder = entry.folder
+        granted = max(n_bytes, entry.used_bytes, 0 if entry.is_alone() else _granted_bytes(folder))
+        self._make_room(folder, granted)
+        about = {"identity": dict(entry.identity), "granted_bytes": granted}
+        write_json(folder / _ENTRY, about)
+        entry.granted_bytes = granted
+
+    def _make_room(self, folder: Path, granted: int) -> None:
+        unused = self._unused(without=folder)
+        used = {other: _used_bytes(other) for other in unused}
+        in_use = [f for f in self._folders(without=folder) if f not in used]
+        total = granted + sum(max(_used_bytes(f), _granted_bytes(f)) for f in in_use)
+        total += sum(used.values())
+        growth = granted - _used_bytes(folder)
+        for other in unused:
+            if total <= self._max_bytes and self.enough_disk(growth):
                 return
-            total -= _reserved(folder)
-            self._log.debug(f"removes activations used longest ago: {folder.name}")
+            self._log.debug(f"removes activations used longest ago: {other.name}")
+            shutil.rmtree(other, ignore_errors=True)
+            total -= used[other]
+
+    def _remove_if_too_large(self, folder: Path) -> None:
+        if (
+            folder.is_dir()
+            and _used_bytes(folder) > self._available(folder)
+            and not _is_in_use(folder)
+        ):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def mark_used(folder: Path) -> None:
-    """Let the entry count as used now."""
-    if (folder / _ENTRY).exists():
-        os.utime(folder / _ENTRY)
+class Entry:
+    """One split's activations at one boundary, held: nobody removes them until it is closed.
+
+    Made by :meth:`ActivationCache.entry` alone, under the cache's lock. It keeps no more than it
+    was granted. What other runs left in it (other views of the same patches) is room for this one:
+    where it would have to outgrow the bound, it starts anew once.
+
+    Attributes
+    ----------
+    granted_bytes : disk it may take
+    """
+
+    def __init__(
+        self,
+        cache: ActivationCache,
+        folder: Path,
+        identity: Identity,
+        *,
+        n: int,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        log: Logger,
+    ) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.granted_bytes = 0
+        self._cache = cache
+        self._kind: dict[str, Any] = {"n": n, "shape": shape, "dtype": dtype}
+        self._log = log
+        self._lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        self._files: dict[int, ActivationFile] = {}
+        self._keeps = True
+        self._may_start_anew = self.used_bytes > 0  # something of other runs is there
+
+    @property
+    def used_bytes(self) -> int:
+        """Disk that the entry takes."""
+        return _used_bytes(self.folder)
+
+    def missing(self, view: int, blocks: list[int]) -> list[int]:
+        """Those of ``blocks`` that are not whole on disk and may still be put there, in order."""
+        return self._file(view).missing(blocks) if self._keeps else []
+
+    def has(self, view: int, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of ``positions`` (k,) can be read."""
+        if view not in self._files:
+            return np.zeros(len(positions), np.bool_)
+        return self._files[view].has(positions)
+
+    def read(self, view: int, positions: NDArray[np.int64]) -> NDArray[np.generic]:
+        """Rows ``positions`` (k,) → (k, …); only for those :meth:`has` speaks for."""
+        return self._files[view].read(positions)
+
+    def fill(
+        self,
+        wanted: Mapping[int, list[int]],
+        compute: ComputeBlock,
+        *,
+        advance: Callable[[int], None],
+    ) -> None:
+        """Compute and keep what is missing of the ``wanted`` blocks of each view, while room is.
+
+        Raises
+        ------
+        ActivationsOverflow
+            A value does not fit the type.
+        """
+        try:
+            for view, blocks in wanted.items() if self._keeps else ():
+                whole = self._file(view).ensure(
+                    blocks,
+                    partial(compute, view),
+                    may_grow=self._may_grow,
+                    advance=advance,
+                    log=self._log,
+                )
+                if not whole and self._may_start_anew and self._cache.clear_if_alone(self):
+                    return self.fill(wanted, compute, advance=advance)
+                if not whole:
+                    return self._stop("the disk that activations may take is used up")
+        except OSError as error:
+            self._stop(f"activations can't be kept ({error})")
+
+    def mark_used(self) -> None:
+        """Let the entry count as used now."""
+        if (self.folder / _ENTRY).exists():
+            os.utime(self.folder / _ENTRY)
+
+    def clear(self) -> bool:
+        """Give its disk back, unless another process uses it; whether it is empty now.
+
+        Under the cache's lock.
+        """
+        if not self.is_alone():
+            return False
+        self._close_files()
+        for file in self.folder.glob("view-*"):
+            file.unlink(missing_ok=True)
+        self._may_start_anew = False
+        return True
+
+    def is_alone(self) -> bool:
+        """Whether no other process uses the entry; under the cache's lock."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)  # a failed try may have let go of it
+        return True
+
+    def stop_keeping(self) -> None:
+        """Put nothing more on disk; what is there can be read."""
+        self._keeps = False
+
+    def close(self) -> None:
+        """Close the files and let others remove the entry."""
+        self._close_files()
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock, self._keeps = -1, False
+
+    def _close_files(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _file(self, view: int) -> ActivationFile:
+        if view not in self._files:
+            self._files[view] = ActivationFile(self.folder, view, **self._kind)
+        return self._files[view]
+
+    def _may_grow(self, n_bytes: int) -> bool:
+        return self._cache.enough_disk(n_bytes) and (
+            self.used_bytes + n_bytes <= self.granted_bytes or self._cache.extend(self, n_bytes)
+        )
+
+    def _stop(self, reason: str) -> None:
+        self._log.warning(f"{reason}: activations not kept yet are computed in every epoch")
+        self.stop_keeping()
+
+
+def _is_in_use(folder: Path) -> bool:
+    """Whether any process, this one included, holds the entry; under the cache's lock."""
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _used_bytes(folder: Path) -> int:
+    """Disk that the activations in ``folder`` take; holes take none, ledgers and locks little."""
+    return sum(f.stat().st_blocks * _STAT_BLOCK_BYTES for f in folder.glob("view-*.bin"))
 
 
 def _last_used(folder: Path) -> float:
@@ -76,8 +364,8 @@ def _last_used(folder: Path) -> float:
     return file.stat().st_mtime if file.exists() else 0.0
 
 
-def _reserved(folder: Path) -> int:
+def _granted_bytes(folder: Path) -> int:
     try:
-        return int(read_json(folder / _ENTRY)["reserved_bytes"])
+        return int(read_json(folder / _ENTRY)["granted_bytes"])
     except (ProjectError, KeyError, TypeError):
         return 0

@@ -10,7 +10,7 @@ identities give the same gradient through kernels that are fast:
   2016, "A guide to convolution arithmetic for deep learning", section 4).
 
 Its kernel for the filter gradient is replaced in the same way, by products over the pixels.
-:func:`src.model.step_choice.best_step` says where this pays.
+:func:`src.model.phases.step_ways` says where this is used, docs/training.md what it gains.
 """
 
 from collections.abc import Callable, Iterator

@@ -6,9 +6,7 @@ test holds it on CPU).
 """
 
 from collections.abc import Callable
-from functools import partial
 from logging import Logger
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,8 +15,8 @@ from numpy.typing import DTypeLike, NDArray
 from src.data.batches import VIEW_BLOCK, Batch
 from src.data.labelled import LabelledPatches
 from src.data.views import apply_view, apply_views
-from src.model.activations import ActivationFile, as_stored
-from src.model.cache import mark_used
+from src.model.activations import as_stored
+from src.model.cache import Entry
 from src.model.cache_plan import CachePlan
 from src.system.progress import progress
 
@@ -62,14 +60,17 @@ class PixelInputs:
 
 
 class CachedInputs:
-    """Activations from the cache; those the plan doesn't keep are computed for each batch."""
+    """Activations from the cache; those the plan doesn't keep are computed for each batch.
+
+    ``entry`` is None where nothing is kept.
+    """
 
     def __init__(
         self,
         patches: LabelledPatches,
         forward: Forward,
         *,
-        folder: Path,
+        entry: Entry | None,
         plan: CachePlan,
         shape: tuple[int, ...],
         dtype: DTypeLike,
@@ -77,47 +78,38 @@ class CachedInputs:
     ) -> None:
         self._patches = patches
         self._forward = forward
-        self._folder = folder
+        self._entry = entry
         self._plan = plan
         self._shape = shape
         self._dtype = np.dtype(dtype)
         self._log = log
-        self._files: dict[int, ActivationFile] = {}
 
     def prepare(self, views: NDArray[np.int64]) -> None:
         """Compute the kept blocks of this pass that are not on disk yet."""
+        entry = self._entry
+        if entry is None:
+            return
         wanted = self._wanted(views)
-        missing = {view: self._file(view).missing(blocks) for view, blocks in wanted.items()}
-        n_missing = sum(len(blocks) for blocks in missing.values()) * VIEW_BLOCK
-        mark_used(self._folder)
+        n_missing = sum(len(entry.missing(v, blocks)) for v, blocks in wanted.items()) * VIEW_BLOCK
+        entry.mark_used()
         if not n_missing:
             return
         task = f"{self._patches.split}: frozen layers computed for"
         with progress(task, min(n_missing, len(self._patches)), "patches", self._log) as advance:
-            try:
-                for view, blocks in missing.items():
-                    self._file(view).ensure(
-                        blocks,
-                        partial(self._compute_block, view),
-                        advance=advance,
-                        log=self._log,
-                    )
-            except OSError as error:
-                self._log.warning(
-                    f"activations can't be kept ({error}); the rest is computed in every epoch"
-                )
+            entry.fill(wanted, self._compute_block, advance=advance)
 
     def __call__(self, batch: Batch) -> Any:
         import tensorflow as tf
 
         values = np.empty((len(batch.positions), *self._shape), self._dtype)
         computed = np.ones(len(values), np.bool_)
-        for view in np.unique(batch.views):
-            chosen = np.flatnonzero(batch.views == view)
-            file = self._file(int(view))
-            kept = chosen[file.has(batch.positions[chosen])]
-            values[kept] = file.read(batch.positions[kept])
-            computed[kept] = False
+        if self._entry is not None:
+            for view in np.unique(batch.views).tolist():
+                chosen = np.flatnonzero(batch.views == view)
+                kept = chosen[self._entry.has(view, batch.positions[chosen])]
+                if len(kept):
+                    values[kept] = self._entry.read(view, batch.positions[kept])
+                    computed[kept] = False
         if computed.any():
             values[computed] = self._compute(batch.positions[computed], batch.views[computed])
         return tf.cast(tf.constant(values), tf.float32)
@@ -127,13 +119,6 @@ class CachedInputs:
         kept = views[: self._plan.n_kept * VIEW_BLOCK]
         blocks = np.arange(len(kept)) // VIEW_BLOCK
         return {int(v): np.unique(blocks[kept == v]).tolist() for v in np.unique(kept)}
-
-    def _file(self, view: int) -> ActivationFile:
-        if view not in self._files:
-            self._files[view] = ActivationFile(
-                self._folder, view, n=len(self._patches), shape=self._shape, dtype=self._dtype
-            )
-        return self._files[view]
 
     def _compute_block(self, view: int, block: int) -> NDArray[np.float32]:
         first = block * VIEW_BLOCK

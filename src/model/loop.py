@@ -1,7 +1,8 @@
 """The training loop of one phase: epochs, validation, schedule, early stopping, checkpoints."""
 
+import errno
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from logging import Logger
@@ -32,11 +33,16 @@ if TYPE_CHECKING:
     import keras
 
 Score = Callable[[NDArray[np.uint8], NDArray[np.float64]], float]
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LOSSES_READ_EVERY = 20  # steps; reading one waits for the step
 
 
 class TrainingDiverged(ProjectError):
     """The loss is no longer a number."""
+
+
+class CheckpointNotWritten(ProjectError):
+    """The disk is full, and giving back activations didn't help."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Phase:
     auroc : labels, logits → area under the ROC curve
     random_state : variables of what is random before the tail (augmentation)
     checkpoint_s : seconds between checkpoints within an epoch
+    free_disk : gives back disk that others need more, when a checkpoint doesn't fit
     """
 
     name: str
@@ -67,6 +74,7 @@ class Phase:
     auroc: Score
     random_state: "Sequence[keras.Variable]" = ()
     checkpoint_s: float = float("inf")
+    free_disk: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,7 @@ def fit(
     TrainingDiverged
         The loss became NaN or infinite; names the epoch.
     """
-    run = _Run(phase, checkpoint, log)
+    run = Training(phase, checkpoint, log)
     run.restore()
     for epoch in run.history:
         on_epoch(epoch)
@@ -150,8 +158,8 @@ class _Begun:
     seconds: float = 0.0
 
 
-class _Run:
-    """The moving parts of one phase."""
+class Training:
+    """The moving parts of one phase; :func:`fit` runs it."""
 
     def __init__(self, phase: Phase, checkpoint: Checkpoint, log: Logger) -> None:
         self.phase = phase
@@ -179,7 +187,7 @@ class _Run:
         """Train for (the rest of) an epoch, validate, decide, and write the state."""
         number = len(self.history) + 1
         started = time.monotonic() - self.begun.seconds
-        loss, rate = self._train(number, started)
+        loss, rate = self.train_epoch(number, started)
         with self.phase.step.averaged():
             epoch = self._validated(number, loss, rate, started)
             is_best = self.patience.observe(number, asdict(epoch))
@@ -205,7 +213,8 @@ class _Run:
             epoch_s=time.monotonic() - started,
         )
 
-    def _train(self, number: int, started: float) -> tuple[float, float]:
+    def train_epoch(self, number: int, started: float) -> tuple[float, float]:
+        """The (rest of the) steps of an epoch, counted from 1; mean loss, and the last rate."""
         phase, params = self.phase, self.phase.params
         n, first = len(phase.train_labels), self.begun.steps
         order = {"n_views": params.views, "seed": params.seed, "epoch": number}
@@ -270,16 +279,33 @@ class _Run:
     def keep_best(self) -> None:
         """Put the best epoch's weights in place; all else of the state is no longer needed."""
         self.phase.tail.set_weights(self.best_weights)
-        self.checkpoint.save(arrays={"best": self.best_weights}, facts=self._facts())
+        self._write(lambda: {"best": self.best_weights})
 
     def _save(self) -> None:
-        self.checkpoint.save(
-            arrays={
+        self._write(
+            lambda: {
                 "state": (variable.numpy() for variable in self._state()),
                 "best": self.best_weights,
-            },
-            facts=self._facts(),
+            }
         )
+
+    def _write(self, arrays: Callable[[], Mapping[str, Iterable[NDArray[Any]]]]) -> None:
+        """Save; where the disk is full, once more without the activations on it."""
+        try:
+            self.checkpoint.save(arrays=arrays(), facts=self._facts())
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise
+            self.log.warning(f"a checkpoint doesn't fit ({error}): gives activations' disk back")
+            self.phase.free_disk()
+            try:
+                self.checkpoint.save(arrays=arrays(), facts=self._facts())
+            except OSError as again:
+                raise CheckpointNotWritten(
+                    f"{self.phase.name}: the disk is full, a checkpoint can't be written to "
+                    f"{self.checkpoint.file} ({again}); free some and run again: training goes "
+                    "on from the one before"
+                ) from again
 
     def _state(self) -> "list[keras.Variable]":
         """Every variable that a step reads or changes, in a fixed order."""

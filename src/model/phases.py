@@ -4,8 +4,8 @@
 is computed once and kept (``cache.py``). Both change the model in place.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from logging import Logger
 from pathlib import Path
@@ -26,7 +26,6 @@ from src.model.loop import Epoch, Fit, Phase, Score, fit
 from src.model.precision import bfloat16_layers, uses_bfloat16
 from src.model.replicas import in_replicas
 from src.model.step import TailStep
-from src.model.step_choice import StepChoice, best_step
 from src.model.trunk import Trunk
 from src.model.weights import weights_sha256
 from src.params import CacheParams, FinetuneParams, ModelParams, RuntimeParams, TrainParams
@@ -99,25 +98,63 @@ def _fit_top(
     depth: int,
     batch_norm: BatchNormMode,
 ) -> Fitted:
+    how = step_ways(setting.runtime, depth=depth, n_gpus=int(setting.environment["gpus"]))
+    max_bytes = int(setting.cache.max_gb * _BYTES_A_GB)
+    with ActivationCache(setting.activations, max_bytes=max_bytes, log=setting.log) as cache:
+        phase = make_phase(
+            model, params, setting, cache, how, name=name, depth=depth, batch_norm=batch_norm
+        )
+        with stepping(phase.tail, how):
+            fitted = fit(
+                phase, checkpoint=setting.checkpoint, on_epoch=setting.on_epoch, log=setting.log
+            )
+    facts = _facts(model, phase, fitted, setting)
+    return Fitted({**facts, "environment": {**setting.environment, **how}}, fitted.timing())
+
+
+def make_phase(
+    model: "keras.Model",
+    params: TrainParams,
+    setting: Setting,
+    cache: ActivationCache,
+    how: Mapping[str, bool],
+    *,
+    name: str,
+    depth: int,
+    batch_norm: BatchNormMode,
+) -> Phase:
+    """``model`` cut and frozen, with its inputs and its step, ready to be fitted.
+
+    ``train`` gives the head the mean and variance of its features on the way.
+    """
     backbone = setting.model.backbone
     unfreeze(model, backbone=backbone, depth=depth, batch_norm=batch_norm)
     trunk_model, tail = cut(model, backbone=backbone, depth=depth)
-    trunk = _trunk(trunk_model, depth, setting)
+    trunk = Trunk(
+        trunk_model,
+        depth=depth,
+        cache_params=setting.cache,
+        cache=cache,
+        environment=setting.environment,
+        log=setting.log,
+    )
     # val first: it is small, and met in every epoch
-    val_inputs = trunk.inputs(setting.val, views=1, epochs=params.epochs)
+    val_inputs = trunk.inputs(setting.val, views=1, passes=params.epochs)
     augment = params.augment if isinstance(params, FinetuneParams) else None
     augmentation = build_augmentation(augment, seed=params.seed)
+    measures = name == "train"  # one more pass, in view 0
     if augmentation is None:
-        train_inputs = trunk.inputs(setting.train, views=params.views, epochs=params.epochs)
+        train_inputs = trunk.inputs(
+            setting.train, views=params.views, passes=params.epochs + measures
+        )
     else:
         train_inputs = trunk.augmented(setting.train, augmentation)
-    if name == "train":
+    if measures:
         standardise_features(model, train_inputs, len(setting.train))
-    how = _how(setting, depth)
     step = TailStep(
         tail, params, backbone=backbone, jit_compile=how["xla"], jit_update=how["xla_update"]
     )
-    phase = Phase(
+    return Phase(
         name=name,
         tail=tail,
         step=in_replicas(step, params.batch_size),
@@ -130,42 +167,35 @@ def _fit_top(
         auroc=setting.auroc,
         random_state=augmentation.variables if augmentation is not None else (),
         checkpoint_s=60 * setting.runtime.checkpoint_minutes,
+        free_disk=cache.give_way,
     )
+
+
+def step_ways(runtime: RuntimeParams, *, depth: int, n_gpus: int) -> dict[str, bool]:
+    """How a step is computed: gradients the fast way, XLA in all or in part, bfloat16.
+
+    By what was measured (the table in docs/training.md): on a CPU fast gradients wherever there are
+    float32 convolutions to train, and XLA for the optimizer alone; on one GPU XLA for the whole
+    step, on several none.
+    """
+    bfloat16 = uses_bfloat16(runtime.mixed_precision)
+    by_default = depth > 0 and n_gpus == 1
+    return {
+        "fast_gradient": depth > 0 and n_gpus == 0 and not bfloat16,
+        "xla": n_gpus < 2 and {"on": True, "off": False}.get(runtime.xla, by_default),
+        "xla_update": depth > 0 and n_gpus < 2 and runtime.xla != "off",
+        "bfloat16": bfloat16,
+    }
+
+
+@contextmanager
+def stepping(tail: "keras.Model", how: Mapping[str, bool]) -> Iterator[None]:
+    """What is traced inside computes ``tail`` in the ways that :func:`step_ways` chose."""
     with (
         fast_input_gradients(tail) if how["fast_gradient"] else nullcontext(),
         bfloat16_layers(tail) if how["bfloat16"] else nullcontext(),
     ):
-        fitted = fit(
-            phase, checkpoint=setting.checkpoint, on_epoch=setting.on_epoch, log=setting.log
-        )
-    facts = _facts(model, phase, fitted, setting)
-    return Fitted({**facts, "environment": {**setting.environment, **how}}, fitted.timing())
-
-
-def _trunk(trunk_model: "keras.Model | None", depth: int, setting: Setting) -> Trunk:
-    max_bytes = int(setting.cache.max_gb * _BYTES_A_GB)
-    return Trunk(
-        trunk_model,
-        depth=depth,
-        params=setting.model,
-        cache_params=setting.cache,
-        cache=ActivationCache(setting.activations, max_bytes=max_bytes, log=setting.log),
-        environment=setting.environment,
-        log=setting.log,
-    )
-
-
-def _how(setting: Setting, depth: int) -> dict[str, bool]:
-    """How a step is computed: gradients the fast way, with XLA in all or in part, in bfloat16."""
-    n_gpus = int(setting.environment["gpus"])
-    choice = best_step(depth=depth) if n_gpus == 0 else StepChoice(fast=False, xla=depth > 0)
-    xla = {"on": True, "off": False}.get(setting.runtime.xla, choice.xla)
-    return {
-        "fast_gradient": choice.fast,
-        "xla": xla and n_gpus < 2,
-        "xla_update": depth > 0 and n_gpus < 2 and setting.runtime.xla != "off",
-        "bfloat16": uses_bfloat16(setting.runtime.mixed_precision),
-    }
+        yield
 
 
 def _facts(model: "keras.Model", phase: Phase, fitted: Fit, setting: Setting) -> dict[str, Any]:

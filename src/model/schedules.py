@@ -100,7 +100,8 @@ class Plateau(Schedule):
             return
         self.epochs_since_best += 1
         if self.epochs_since_best >= self.spec.patience:
-            self.current = max(self.spec.min_rate, self.current * self.spec.factor)
+            lowered = max(self.spec.min_rate, self.current * self.spec.factor)
+            self.current = min(self.current, lowered)  # a floor above the rate doesn't raise it
             self.epochs_since_best = 0
 
     def state(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from src.params import RuntimeParams
 from src.system.errors import ProjectError
+
+_ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 
 Environment = dict[str, str | int | float | bool]
 
@@ -20,7 +23,9 @@ class DeviceMissing(ProjectError):
 def start_tensorflow(runtime: RuntimeParams, *, seed: int) -> Environment:
     """Import TensorFlow with the threads and on the devices that ``runtime`` asks for.
 
-    Returns what a reader needs in order to repeat the run on this kind of machine.
+    Returns what a reader needs in order to repeat the run on this kind of machine. oneDNN is turned
+    on unless ``TF_ENABLE_ONEDNN_OPTS`` says otherwise: by itself TensorFlow decides by the
+    processor, and with it a trunk is half as fast again and its bits don't depend on the threads.
 
     Raises
     ------
@@ -28,6 +33,8 @@ def start_tensorflow(runtime: RuntimeParams, *, seed: int) -> Environment:
         No GPU is there, and ``runtime.device`` is ``gpu`` or ``gpus``.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
+    if "tensorflow" not in sys.modules:  # read when TensorFlow is imported
+        os.environ.setdefault(_ONEDNN, "1")
     if runtime.quiet_tensorflow:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with _silent_stderr() if runtime.quiet_tensorflow else nullcontext():
@@ -35,7 +42,7 @@ def start_tensorflow(runtime: RuntimeParams, *, seed: int) -> Environment:
         import tensorflow as tf
 
         n_gpus = _choose_gpus(runtime.device)
-    n_threads = runtime.threads or os.cpu_count() or 1
+    n_threads = runtime.threads or usable_cores()
     try:
         tf.config.threading.set_intra_op_parallelism_threads(n_threads)
         tf.config.threading.set_inter_op_parallelism_threads(n_threads)
@@ -53,10 +60,25 @@ def start_tensorflow(runtime: RuntimeParams, *, seed: int) -> Environment:
         "keras": version("keras"),
         "numpy": version("numpy"),
         "threads": n_threads,
-        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
+        "onednn": _onednn(),
         "gpus": n_gpus,
         "deterministic": runtime.deterministic,
     }
+
+
+def _onednn() -> str:
+    """``on`` or ``off``; ``unknown`` where TensorFlow was imported before anybody chose."""
+    value = os.environ.get(_ONEDNN)
+    if value is None:
+        return "unknown"
+    return "on" if value.lower() in ("1", "true") else "off"
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: fewer than the machine has where they are assigned."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -49,7 +49,8 @@ def sha256_file(path: Path) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success it durably becomes ``path``.
 
-    If the block raises, the temporary file is removed and ``path`` is as it was.
+    If the block raises, the temporary file is removed and ``path`` is as it was. A process that is
+    killed leaves it: see :func:`clear_leftovers`.
 
     Raises
     ------
@@ -83,6 +84,12 @@ def _saying_what_to_do(path: Path) -> Iterator[None]:
                 f"permission denied: {place}; allow your user to write in {place.parent}"
             ) from error
         raise
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove what killed writers of ``path`` left beside it; for its only writer."""
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+        temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

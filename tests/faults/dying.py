@@ -64,9 +64,9 @@ def _between_write_and_rename() -> None:
 
 
 def _after_a_checkpoint_within_an_epoch() -> None:
-    from src.model.loop import _Run
+    from src.model.loop import Training
 
-    _at_call(_Run, "_step", 5)
+    _at_call(Training, "_step", 5)
 
 
 def _after_an_epoch_before_it_is_logged() -> None:

@@ -7,7 +7,14 @@ import numpy as np
 from src import paths
 from src.data.batches import Batch
 from src.data.labelled import LabelledPatches
-from src.params import FinetuneParams, ModelParams, Params, TrainParams, load_params
+from src.params import (
+    FinetuneParams,
+    ModelParams,
+    Params,
+    RuntimeParams,
+    TrainParams,
+    load_params,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -37,6 +44,11 @@ def train_params(**changes: Any) -> TrainParams:
 def finetune_params(**changes: Any) -> FinetuneParams:
     """The section finetune of the sample preset with ``changes``, validated."""
     return FinetuneParams.model_validate({**_sample().finetune.model_dump(), **changes})
+
+
+def runtime_params(**changes: Any) -> RuntimeParams:
+    """The section runtime of the sample preset with ``changes``, validated."""
+    return RuntimeParams.model_validate({**_sample().runtime.model_dump(), **changes})
 
 
 def _sample() -> Params:

@@ -5,6 +5,8 @@ import pytest
 
 from src.data.batches import epoch_views, ordered_batches, training_batches
 from src.data.views import apply_views
+from src.model.activations import ActivationsOverflow
+from src.model.cache import ActivationCache
 from src.model.cache_plan import CachePlan
 from src.model.inputs import CachedInputs, PixelInputs, trunk_forward
 from src.system.log import get_logger
@@ -26,13 +28,14 @@ def trunk():
 
 
 def _cached(trunk, folder, *, n_kept, forward=None) -> CachedInputs:
-    folder.mkdir()
+    shape = trunk.output_shape[1:]
+    cache = ActivationCache(folder, max_bytes=10**8, log=LOG)
     return CachedInputs(
         PATCHES,
         forward or trunk_forward(trunk),
-        folder=folder,
-        plan=CachePlan(n_blocks=3, n_kept=n_kept, n_views=N_VIEWS, n_bytes=0),
-        shape=trunk.output_shape[1:],
+        entry=cache.entry({}, 10**7 * n_kept, n=N, shape=shape, dtype="float16"),
+        plan=CachePlan(n_blocks=3, n_kept=n_kept, n_bytes=0, saving=0.0, reason=None),
+        shape=shape,
         dtype="float16",
         log=LOG,
     )
@@ -71,17 +74,12 @@ def test_kept_activations_are_those_of_the_patch_in_its_view(trunk, tmp_path):
 
 def test_a_second_run_computes_nothing(trunk, tmp_path):
     """Catches a cache that is filled and not read."""
-    first = _cached(trunk, tmp_path / "cache", n_kept=3)
-    expected = _epochs(first)
-    (tmp_path / "cache").rename(tmp_path / "moved")
-    again = _cached(trunk, tmp_path / "again", n_kept=3, forward=None)
-    (tmp_path / "again").rmdir()
-    (tmp_path / "moved").rename(tmp_path / "again")
+    expected = _epochs(_cached(trunk, tmp_path, n_kept=3))
 
     def refuse(_):
         raise AssertionError("computed again")
 
-    again._forward = refuse
+    again = _cached(trunk, tmp_path, n_kept=3, forward=refuse)
     for wanted, got in zip(expected, _epochs(again), strict=True):
         np.testing.assert_array_equal(wanted, got)
 
@@ -99,6 +97,18 @@ def test_a_full_disk_costs_time_and_nothing_else(trunk, tmp_path, monkeypatch, c
     for wanted, values in zip(expected, got, strict=True):
         np.testing.assert_array_equal(wanted, values)
     assert "activations can't be kept ([Errno 28]" in caplog.text
+
+
+@pytest.mark.parametrize("n_kept", [0, 3])
+def test_what_does_not_fit_is_refused_kept_or_not(trunk, tmp_path, n_kept):
+    """Catches infinities that end as "lower the learning rate", which doesn't help."""
+
+    def too_large(pixels):
+        return np.full((len(pixels), *trunk.output_shape[1:]), 7e4, np.float32)
+
+    inputs = _cached(trunk, tmp_path, n_kept=n_kept, forward=too_large)
+    with pytest.raises(ActivationsOverflow, match=r"set cache\.dtype: float32"):
+        _epochs(inputs)
 
 
 def test_pixels_come_in_their_views_and_transformed():
