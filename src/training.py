@@ -1,6 +1,6 @@
 """What ``train`` and ``finetune`` share: patches, class weights, the MLflow run, what is saved."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from logging import Logger
@@ -70,14 +70,9 @@ def run_phase(
         log.warning(f"val scores are optimistic: groups are {split.groups_are}, not slides")
     recorded = recorded_params(params, stage)
     dataset = dataset_identity(train, val)
-    identity = {
-        "params": recorded,
-        "data": {name: dataset[name] for name in _IDENTIFIES_DATA},
-        "initial_weights": initial_sha256,
-        "environment": dict(environment),
-        "runtime": params.runtime.model_dump(include=_CHANGES_ROUNDING),
-        "code": training_code_digest(),
-    }
+    identity = work_identity(
+        params, stage, dataset=dataset, initial_sha256=initial_sha256, environment=environment
+    )
     record = RunRecord(
         stage=stage,
         params=recorded,
@@ -118,6 +113,25 @@ def run_phase(
             curves = {"learning_curves": learning_curves(fit)}
             run.log_result(fit, fitted.timing, folder / MODEL_FILE, curves)
     _report(fit, fitted.timing, run.run_id, folder, log)
+
+
+def work_identity(
+    params: Params,
+    stage: str,
+    *,
+    dataset: Mapping[str, Any],
+    initial_sha256: str,
+    environment: Environment,
+) -> dict[str, Any]:
+    """All that the result of a phase depends on: where one of it differs, training starts fresh."""
+    return {
+        "params": recorded_params(params, stage),
+        "data": {name: dataset[name] for name in _IDENTIFIES_DATA},
+        "initial_weights": initial_sha256,
+        "environment": dict(environment),
+        "runtime": params.runtime.model_dump(include=_CHANGES_ROUNDING),
+        "code": training_code_digest(),
+    }
 
 
 def recorded_params(params: Params, stage: str) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """The training loop on a tail of one dense layer: it learns, stops, goes on, and refuses NaN."""
 
+import errno
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from src.model.checkpoint import Checkpoint
 from src.model.class_weights import ClassWeights
-from src.model.loop import Phase, TrainingDiverged, fit
+from src.model.loop import CheckpointNotWritten, Phase, TrainingDiverged, fit
 from src.model.step import TailStep
 from src.params import PlateauSchedule, load_params
 from src.paths import ROOT
@@ -185,3 +188,38 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     phase = _phase(scale=float("nan"))
     with pytest.raises(TrainingDiverged, match=r"loss is nan in epoch 1; lower train\.learning"):
         fit(phase, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
+
+
+def _full_disk(monkeypatch, *, n_failures: float) -> list[str]:
+    """The first saves fail as on a full disk; what happens is noted."""
+    events, save = [], Checkpoint.save
+
+    def fails(self, **state):
+        events.append("save")
+        if events.count("save") <= n_failures:
+            list(state["arrays"]["state"])  # partly written
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, **state)
+
+    monkeypatch.setattr(Checkpoint, "save", fails)
+    return events
+
+
+def test_a_full_disk_takes_activations_and_not_the_training(tmp_path, monkeypatch):
+    """Catches a night's training lost beside gigabytes that could be computed again."""
+    events = _full_disk(monkeypatch, n_failures=1)
+    phase = replace(_phase(), free_disk=lambda: events.append("free"))
+    fit(phase, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
+    assert events == ["save", "free", *["save"] * 5]  # 4 epochs and the result
+    resumed = _phase()
+    fit(resumed, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
+    for wanted, weight in zip(phase.tail.get_weights(), resumed.tail.get_weights(), strict=True):
+        np.testing.assert_array_equal(wanted, weight)
+
+
+def test_a_disk_that_stays_full_ends_in_one_line(tmp_path, monkeypatch):
+    """Catches a traceback, and an endless retry."""
+    events = _full_disk(monkeypatch, n_failures=float("inf"))
+    with pytest.raises(CheckpointNotWritten, match=r"the disk is full.*free some and run again"):
+        fit(_phase(), checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
+    assert events == ["save", "save"]

@@ -80,3 +80,11 @@ def test_plateau_waits_for_its_patience():
         schedule.after_epoch(loss)
         rates.append(schedule.rate(0))
     assert rates == pytest.approx([1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.2])
+
+
+def test_a_floor_above_the_rate_does_not_raise_it():
+    """Catches a rate that goes up when val loss stalls: fine-tuning at 1e-7, min_rate 1e-6."""
+    schedule = make_schedule(SPECS["plateau"], peak=0.1, steps_per_epoch=4, epochs=3)
+    for loss in (0.9, 0.9, 0.9):
+        schedule.after_epoch(loss)
+    assert schedule.rate(0) == 0.1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from src.model.step import TailStep, weighted_loss
-from tests.model.support import finetune_params, small_tail, train_params
+from tests.model.support import SMALL, finetune_params, small_tail, train_params
 
 pytestmark = pytest.mark.tensorflow
 
@@ -136,6 +136,30 @@ def test_a_step_goes_on_from_its_variables(jit_compile):
     _assert_equal(resumed.get_weights(), whole.get_weights())
     with step.averaged(), other.averaged():
         _assert_equal(resumed.get_weights(), whole.get_weights())
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+def test_batch_norm_of_the_freed_blocks(batch_norm):
+    """Catches BatchNorm that learns when frozen, or doesn't when trained, statistics included."""
+    import keras
+
+    from src.model.classifier import build_classifier
+    from src.model.freezing import cut, unfreeze
+
+    model = build_classifier(SMALL.model_copy(update={"backbone": "resnet_tiny"}))
+    model.get_layer("logit").kernel.assign(np.ones((256, 1)))  # from zeros nothing would be learnt
+    unfreeze(model, backbone="resnet_tiny", depth=2, batch_norm=batch_norm)
+    _, tail = cut(model, backbone="resnet_tiny", depth=2)
+    inputs = RNG.normal(size=(8, *tail.input_shape[1:])).astype(np.float32)
+    step = TailStep(tail, finetune_params(), jit_compile=False, backbone="resnet_tiny")
+    step.set_rate(0.1)
+    norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+    before = {layer.name: layer.get_weights() for layer in norms}
+    step.train(inputs, *BATCH[1:])
+    for layer in norms:
+        freed = layer.name.startswith(("conv4", "conv5")) and batch_norm == "train"
+        for was, now in zip(before[layer.name], layer.get_weights(), strict=True):
+            assert np.array_equal(was, now) != freed, layer.name
 
 
 def _assert_equal(got: list[np.ndarray], wanted: list[np.ndarray]) -> None:

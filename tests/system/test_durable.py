@@ -2,14 +2,19 @@
 
 import errno
 import json
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from src import paths
 from src.system.durable import (
     MANIFEST,
     IntegrityError,
+    clear_leftovers,
     read_json,
     replacing,
     replacing_folder,
@@ -68,6 +73,25 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
         _fill_then_fail(tmp_path / "out")
     assert (tmp_path / "out" / "a").read_text() == "whole"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_what_killed_writers_of_a_file_left_is_cleared(tmp_path):
+    """Catches a checkpoint of half a gigabyte that stays after every kill."""
+    path = tmp_path / "finetune.npz"
+    code = (
+        "import os, signal, sys; from pathlib import Path; from src.system import durable\n"
+        "durable._fsync_file = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "durable.write_bytes(Path(sys.argv[1]), b'state')"
+    )
+    died = subprocess.run([sys.executable, "-c", code, str(path)], cwd=paths.ROOT)
+    assert died.returncode == -signal.SIGKILL
+    write_json(path, {"a": 1})
+    write_json(tmp_path / "train.npz", {"b": 1})
+    (tmp_path / ".train.npz.0.tmp").touch()  # another stage may be writing it
+    assert len(list(tmp_path.iterdir())) == 4
+    clear_leftovers(path)
+    left = sorted(file.name for file in tmp_path.iterdir())
+    assert left == [".train.npz.0.tmp", "finetune.npz", "train.npz"]
 
 
 def test_a_folder_is_replaced_whole(tmp_path):
