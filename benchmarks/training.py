@@ -2,8 +2,9 @@
 
 Same patches, depths, batch size and optimizer, in one run: every way has a process of its own, and
 they take turns, so that a busy machine slows them alike. PyTorch takes part where it is installed
-(``pip install torch torchvision``; never a dependency). Times are of training alone: no validation,
-checkpoint or log. ``--no-onednn`` runs TensorFlow as on processors without AVX512-VNNI.
+(``pip install '.[torch]'``; never a dependency). Times are of training alone: no validation,
+checkpoint or log. oneDNN is on in both TensorFlow ways, as our commands turn it on;
+``--no-onednn`` turns it off in both, as TensorFlow does by itself on many processors.
 """
 
 import importlib.util
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.training_ways import WAYS, generate
+from src.system.determinism import usable_cores
 
 N_VAL = 300
 SCRATCH_ROWS = {"head, 10 epochs and cache fill": (0, 10), "depth 3, 5 epochs and fill": (3, 5)}
@@ -51,9 +53,9 @@ def main(
     patches: int = 384, repeats: int = 3, threads: int = 0, *, no_onednn: bool = False
 ) -> None:
     """Print the table: patches/s of every way, and how many times faster ours is."""
-    if no_onednn:
-        os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
-    threads = threads or os.cpu_count() or 1
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0" if no_onednn else "1"
+    threads = threads or usable_cores()
+    print(f"oneDNN {'off' if no_onednn else 'on'}", flush=True)
     names = [name for name in WAYS if name != "torch" or importlib.util.find_spec("torch")]
     context = multiprocessing.get_context("spawn")
     workers = {name: _start(context, name, patches, threads) for name in names}

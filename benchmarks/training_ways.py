@@ -8,6 +8,7 @@ All train with Adam, batches of 64, BatchNorm frozen, random initial weights of 
 import tempfile
 import time
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class Way(ABC):
     def __init__(self, data: Data, threads: int) -> None:
         self.data = data
         self.threads = threads
+        self._open = ExitStack()
 
     @abstractmethod
     def build(self, depth: int, seed: int) -> None:
@@ -84,7 +86,7 @@ class Way(ABC):
 
 
 def _params(depth: int) -> Any:
-    from src.params import load_params
+    from src.params import ConstantSchedule, load_params
     from src.paths import ROOT
 
     params = load_params(ROOT / "presets" / "sample.yaml")
@@ -95,6 +97,8 @@ def _params(depth: int) -> Any:
         "batch_size": BATCH_SIZE,
         "views": N_VIEWS,
         "learning_rate": LEARNING_RATE[depth],
+        "schedule": ConstantSchedule(name="constant"),
+        "epochs": 10,
     }
     return params.model_copy(
         update={"model": model, "finetune": params.finetune.model_copy(update=changes)}
@@ -102,63 +106,64 @@ def _params(depth: int) -> Any:
 
 
 class Ours(Way):
-    """The cached trunk, the fast gradients, the compiled optimizer."""
+    """The phase that ``train`` and ``finetune`` run, its steps by the loop that runs them."""
 
     def build(self, depth: int, seed: int) -> None:
-        from contextlib import ExitStack
-
-        from src.model.cache import ActivationCache
         from src.model.classifier import build_classifier
-        from src.model.fast_gradient import fast_input_gradients
-        from src.model.features import standardise_features
-        from src.model.freezing import cut, unfreeze
-        from src.model.step import TailStep
-        from src.model.step_choice import best_step
-        from src.model.trunk import Trunk
         from src.system.determinism import start_tensorflow
-        from src.system.log import get_logger
 
-        environment = start_tensorflow(runtime(self.threads), seed=seed)
-        params = _params(depth)
-        self.params = params.finetune
-        self.model = build_classifier(params.model)
-        unfreeze(self.model, backbone="resnet50", depth=depth, batch_norm="frozen")
-        trunk_model, tail = cut(self.model, backbone="resnet50", depth=depth)
-        self._folder = tempfile.TemporaryDirectory(prefix="hcd-activations-")
-        log = get_logger("benchmark")
-        trunk = Trunk(
-            trunk_model,
-            depth=depth,
-            params=params.model,
-            cache_params=params.cache,
-            cache=ActivationCache(Path(self._folder.name), max_bytes=10**11, log=log),
-            environment=environment,
-            log=log,
-        )
-        self.inputs = trunk.inputs(self.data.train, views=N_VIEWS, epochs=10)
-        if depth == 0:
-            standardise_features(self.model, self.inputs, len(self.data.train))
-        self._fast = ExitStack()
-        self._fast.enter_context(fast_input_gradients(tail))
-        choice = best_step(depth=depth)
-        self.step = TailStep(tail, self.params, jit_compile=choice.xla, jit_update=depth > 0)
-        self.step.set_rate(self.params.learning_rate)
+        self.environment = start_tensorflow(runtime(self.threads), seed=seed)
+        self.params = _params(depth)
+        self.model = build_classifier(self.params.model)
+        self._open.close()
+        self.training: Any = None
 
     def epoch(self, number: int) -> None:
-        from src.data.batches import epoch_views, training_batches
+        if self.training is None:  # part of a whole run's time: it fills the cache
+            self.training = self._begun()
+        self.training.train_epoch(number, time.monotonic())
 
-        order = {"n_views": N_VIEWS, "seed": 1, "epoch": number}
-        labels = self.data.train.labels.astype(np.float32)
-        self.inputs.prepare(epoch_views(len(labels), **order))
-        loss = None
-        for batch in training_batches(len(labels), batch_size=BATCH_SIZE, **order):
-            loss = self.step.train(
-                self.inputs(batch),
-                labels[batch.positions],
-                np.ones(BATCH_SIZE, np.float32),
-                batch.counted,
-            )
-        float(loss)
+    def _begun(self) -> Any:
+        """The phase of this depth, ready for its first epoch, with a cache of its own."""
+        from src.model.cache import ActivationCache
+        from src.model.checkpoint import Checkpoint
+        from src.model.class_weights import ClassWeights
+        from src.model.loop import Training
+        from src.model.phases import Setting, make_phase, step_ways, stepping
+        from src.system.log import get_logger
+
+        params, log = self.params.finetune, get_logger("benchmark")
+        folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="hcd-")))
+        checkpoint = Checkpoint(folder / "never.npz", identity={}, log=log)
+        setting = Setting(
+            train=self.data.train,
+            val=self.data.val,
+            weights=ClassWeights(normal=1.0, tumour=1.0),
+            initial_sha256="",
+            model=self.params.model,
+            cache=self.params.cache,
+            runtime=runtime(self.threads),
+            checkpoint=checkpoint,
+            environment=self.environment,
+            auroc=auroc,
+            on_epoch=lambda _: None,
+            log=log,
+        )
+        cache = ActivationCache(folder / "activations", max_bytes=10**11, log=log)
+        self._open.enter_context(cache)
+        how = step_ways(setting.runtime, depth=params.depth, n_gpus=int(self.environment["gpus"]))
+        phase = make_phase(
+            self.model,
+            params,
+            setting,
+            cache,
+            how,
+            name="finetune" if params.depth else "train",
+            depth=params.depth,
+            batch_norm=params.batch_norm,
+        )
+        self._open.enter_context(stepping(phase.tail, how))
+        return Training(phase, checkpoint, log)
 
     def val_logits(self) -> NDArray[np.float64]:
         from src.model.inference import predict_outputs

@@ -195,7 +195,6 @@ class Training:
                 self.best_weights = self.phase.tail.get_weights()
         self.schedule.after_epoch(epoch.val_loss)
         self.history.append(epoch)
-        self.begun = _Begun()
         self._save()
         self._report(epoch, is_best=is_best)
         return epoch
@@ -237,7 +236,8 @@ class Training:
                     saved = time.monotonic()
                 advance(batch.n_counted)
         self._read(unread, number)
-        return self.begun.loss / n, self.schedule.rate(first_step + self.steps_per_epoch - 1)
+        loss, self.begun = self.begun.loss / n, _Begun()
+        return loss, self.schedule.rate(first_step + self.steps_per_epoch - 1)
 
     def _step(self, batch: Batch, rate: float) -> Any:
         step = self.phase.step

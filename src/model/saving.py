@@ -1,6 +1,7 @@
 """A trained phase on disk: model, ``fit.json``, ``timing.json``, ``run.json``, their manifest."""
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ FIT_FILE = "fit.json"
 TIMING_FILE = "timing.json"
 RUN_FILE = "run.json"
 
+_CONFIG = "config.json"
 _METADATA = "metadata.json"
 _NO_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold
 
@@ -38,7 +40,11 @@ def save_phase(
 
 
 def save_model(model: "keras.Model", path: Path) -> None:
-    """Save as ``.keras``, with the same bytes for the same model: Keras' dates are left out."""
+    """Save as ``.keras``, with the same bytes for the same model.
+
+    Keras' date is left out, and its numbers of shared objects, which are memory addresses, become
+    1, 2, … in order.
+    """
     dated = path.with_name(f"dated-{path.name}")
     model.save(dated)
     with zipfile.ZipFile(dated) as source, zipfile.ZipFile(path, "w") as target:
@@ -48,6 +54,18 @@ def save_model(model: "keras.Model", path: Path) -> None:
                 metadata = {**json.loads(source.read(name)), "date_saved": ""}
                 target.writestr(entry, json.dumps(metadata))
                 continue
+            if name == _CONFIG:
+                target.writestr(entry, _renumbered(source.read(name).decode()))
+                continue
             with source.open(name) as data, target.open(entry, "w", force_zip64=True) as copy:
                 shutil.copyfileobj(data, copy, 1 << 20)
     dated.unlink()
+
+
+def _renumbered(config: str) -> str:
+    numbers: dict[str, int] = {}
+    return re.sub(
+        r'(?<="shared_object_id": )\d+',
+        lambda found: str(numbers.setdefault(found[0], len(numbers) + 1)),
+        config,
+    )

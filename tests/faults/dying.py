@@ -1,11 +1,18 @@
-"""A stage that kills itself: ``python -m tests.faults.dying <point> <stage>`` in a project's root.
+"""Stages that kill themselves: ``python -m tests.faults.dying`` in a project's root.
 
-Every point is a real ``kill -9`` at a moment that matters, reached by running the real stage.
+Every point is a real ``kill -9`` at a moment that matters, reached by running the real stage in a
+process of its own. That process is forked from this one, which has imported TensorFlow and MLflow
+once (four of the six seconds that a small stage takes) and started nothing: one line in, a point
+(or ``""``) and a stage with its arguments as JSON; one line out, its exit status (negative: the
+signal) and what it printed.
 """
 
+import json
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from runpy import run_module
 from typing import Any, NoReturn
@@ -106,8 +113,58 @@ POINTS = {
 }
 
 
+def serve() -> None:
+    """Run what is asked for, one at a time, until the input ends."""
+    _import_what_is_slow()
+    for line in sys.stdin:
+        point, *command = json.loads(line)
+        with tempfile.TemporaryFile("w+") as output:
+            child = os.fork()
+            if child == 0:
+                _run(point, command, output.fileno())
+            _, status = os.waitpid(child, 0)
+            output.seek(0)
+            answer = [os.waitstatus_to_exitcode(status), output.read()]
+        print(json.dumps(answer), flush=True)
+
+
+def _import_what_is_slow() -> None:
+    from src.params import load_params
+    from src.system import determinism
+
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ[determinism._ONEDNN] = "1"
+    if load_params().runtime.quiet_tensorflow:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import keras  # noqa: F401
+    import matplotlib.pyplot as plt  # noqa: F401
+    import mlflow.keras  # noqa: F401
+    import pandas as pd  # noqa: F401
+    import sklearn.metrics  # noqa: F401
+
+
+def _run(point: str, command: list[str], output: int) -> NoReturn:
+    """In the forked process: what ``python -m src.<stage> …`` does, up to the point."""
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdin.close()
+    status = 1
+    try:
+        if point:
+            POINTS[point]()
+        sys.argv = command
+        run_module(f"src.{command[0]}", run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        status = end.code if isinstance(end.code, int) else 1 if end.code else 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    point, stage = sys.argv[1:]
-    POINTS[point]()
-    sys.argv = [stage]
-    run_module(f"src.{stage}", run_name="__main__")
+    serve()

@@ -12,10 +12,16 @@ pytestmark = pytest.mark.tensorflow
 
 @pytest.fixture
 def model():
+    return _built()
+
+
+def _built():
     import keras
 
     from src.model.classifier import build_classifier
 
+    keras.backend.clear_session()  # as a process of its own would start
+    keras.config.set_dtype_policy(keras.DTypePolicy("float32"))
     keras.utils.set_random_seed(1)
     model = build_classifier(SMALL.model_copy(update={"backbone": "resnet_tiny"}))
     model.get_layer("logit").set_weights([np.ones((256, 1)), np.zeros(1)])
@@ -42,11 +48,11 @@ def test_auto_is_float32_without_a_gpu():
 
 
 def test_equal_models_have_equal_files(model, tmp_path):
-    """Catches Keras' dates, by which every training would look like a new model to DVC."""
+    """Catches Keras' dates and memory addresses: every training would be a new model to DVC."""
     import keras
 
-    for name in ("a.keras", "b.keras"):
-        save_model(model, tmp_path / name)
+    for name, equal in (("a.keras", model), ("b.keras", _built())):
+        save_model(equal, tmp_path / name)
     files = [(tmp_path / name).read_bytes() for name in ("a.keras", "b.keras")]
     assert files[0] == files[1]
     loaded = keras.saving.load_model(tmp_path / "a.keras", compile=False, safe_mode=True)
