@@ -48,7 +48,7 @@ def run_measured(
     )
     peak_bytes = 0
     while process.poll() is None:
-        peak_bytes = max(peak_bytes, _resident_bytes(process.pid))
+        peak_bytes = max(peak_bytes, resident_bytes(process.pid))
         time.sleep(_SAMPLE_EVERY_S)
     wall_s = time.perf_counter() - started
     if process.returncode:
@@ -58,10 +58,12 @@ def run_measured(
     return Measured(wall_s, cpu_s, peak_bytes)
 
 
-def _resident_bytes(pid: int) -> int:
+def resident_bytes(pid: int | None = None) -> int:
+    """Resident memory of a process (None: this one) and its children."""
+    pid = pid or os.getpid()
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE") + sum(_resident_bytes(int(c)) for c in children)
+    return pages * os.sysconf("SC_PAGE_SIZE") + sum(resident_bytes(int(c)) for c in children)

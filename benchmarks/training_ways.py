@@ -105,6 +105,31 @@ def _params(depth: int) -> Any:
     )
 
 
+def phase_setting(data: Data, params: Any, environment: Any, folder: Path) -> Any:
+    """What ``train`` and ``finetune`` are given; state and activations go into ``folder``."""
+    from src.model.checkpoint import Checkpoint
+    from src.model.class_weights import ClassWeights
+    from src.model.phases import Setting
+    from src.system.log import get_logger
+
+    log = get_logger("benchmark")
+    return Setting(
+        train=data.train,
+        val=data.val,
+        weights=ClassWeights(normal=1.0, tumour=1.0),
+        initial_sha256="",
+        model=params.model,
+        cache=params.cache,
+        runtime=params.runtime.model_copy(update={"threads": int(environment["threads"])}),
+        checkpoint=Checkpoint(folder / "state.npz", identity={}, log=log),
+        environment=environment,
+        auroc=auroc,
+        on_epoch=lambda _: None,
+        log=log,
+        activations=folder / "activations",
+    )
+
+
 class Ours(Way):
     """The phase that ``train`` and ``finetune`` run, its steps by the loop that runs them."""
 
@@ -126,30 +151,13 @@ class Ours(Way):
     def _begun(self) -> Any:
         """The phase of this depth, ready for its first epoch, with a cache of its own."""
         from src.model.cache import ActivationCache
-        from src.model.checkpoint import Checkpoint
-        from src.model.class_weights import ClassWeights
         from src.model.loop import Training
-        from src.model.phases import Setting, make_phase, step_ways, stepping
-        from src.system.log import get_logger
+        from src.model.phases import make_phase, step_ways, stepping
 
-        params, log = self.params.finetune, get_logger("benchmark")
+        params = self.params.finetune
         folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="hcd-")))
-        checkpoint = Checkpoint(folder / "never.npz", identity={}, log=log)
-        setting = Setting(
-            train=self.data.train,
-            val=self.data.val,
-            weights=ClassWeights(normal=1.0, tumour=1.0),
-            initial_sha256="",
-            model=self.params.model,
-            cache=self.params.cache,
-            runtime=runtime(self.threads),
-            checkpoint=checkpoint,
-            environment=self.environment,
-            auroc=auroc,
-            on_epoch=lambda _: None,
-            log=log,
-        )
-        cache = ActivationCache(folder / "activations", max_bytes=10**11, log=log)
+        setting = phase_setting(self.data, self.params, self.environment, folder)
+        cache = ActivationCache(folder / "activations", max_bytes=10**11, log=setting.log)
         self._open.enter_context(cache)
         how = step_ways(setting.runtime, depth=params.depth, n_gpus=int(self.environment["gpus"]))
         phase = make_phase(
@@ -163,7 +171,7 @@ class Ours(Way):
             batch_norm=params.batch_norm,
         )
         self._open.enter_context(stepping(phase.tail, how))
-        return Training(phase, checkpoint, log)
+        return Training(phase, setting.checkpoint, setting.log)
 
     def val_logits(self) -> NDArray[np.float64]:
         from src.model.inference import predict_outputs

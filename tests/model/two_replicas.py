@@ -1,20 +1,29 @@
-"""Trains a few steps on one device or on two; ``python -m tests.model.two_replicas <1|2> <mode>``.
+"""Trains a few steps on one device or on two; ``python -m tests.model.two_replicas <1|2>``.
 
-Prints the loss of each step and the weights' sum of squares. Virtual CPUs have to be made before
+Prints, for each mode of BatchNorm, the loss of each step and the weights' sum of squares. Virtual CPUs have to be made before
 TensorFlow starts, hence a process of its own.
 """
 
 import json
 import sys
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 
 
-def main(n_replicas: int, batch_norm: str) -> None:
+def main(n_replicas: int) -> None:
+    """Train in both modes."""
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    print(json.dumps({mode: trained(n_replicas, mode) for mode in ("frozen", "train")}))
+
+
+def trained(n_replicas: int, batch_norm: str) -> dict[str, Any]:
     """Three steps, the last of them on a batch that is partly padding."""
     import keras
-    import tensorflow as tf
 
     from src.model.classifier import build_classifier
     from src.model.fast_gradient import fast_input_gradients
@@ -25,8 +34,6 @@ def main(n_replicas: int, batch_norm: str) -> None:
     from src.paths import ROOT
     from tests.model.support import SMALL, random_patches
 
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     keras.utils.set_random_seed(1)
     params = load_params(ROOT / "presets" / "sample.yaml").finetune.model_copy(
         update={"optimizer": "sgd", "learning_rate": 0.01, "average_decay": 0.9}
@@ -38,10 +45,12 @@ def main(n_replicas: int, batch_norm: str) -> None:
         )
         unfreeze(model, backbone="resnet_tiny", depth=2, batch_norm=batch_norm)
         trunk, tail = cut(model, backbone="resnet_tiny", depth=2)
+        tail.get_layer("logit").kernel.assign(np.linspace(-1, 1, 256)[:, None])  # not from zeros
         step = in_replicas(TailStep(tail, params, jit_compile=False), batch_size=8)
         step.set_rate(0.01)
         labels = (np.arange(8) % 2).astype(np.float32)
         counts = [np.ones(8, np.float32), np.ones(8, np.float32), (np.arange(8) < 5) * 1.0]
+        first_by_halves = _loss_by_halves(tail, trunk(random_patches(8, seed=0)), labels)
         losses = []
         with fast_input_gradients(tail):
             for number, counted in enumerate(counts):
@@ -51,8 +60,18 @@ def main(n_replicas: int, batch_norm: str) -> None:
                 losses.append(float(loss))
         with step.averaged():
             squares = sum(float(np.square(w).sum()) for w in tail.get_weights())
-    print(json.dumps({"losses": losses, "squares": squares}))
+    return {"losses": losses, "squares": squares, "by_halves": first_by_halves}
+
+
+def _loss_by_halves(tail, inputs, labels) -> float:
+    """Loss of the first batch where each half has its own statistics; the tail is as before."""
+    before = tail.get_weights()
+    halves = [tail(inputs[part], training=True) for part in (slice(4), slice(4, 8))]
+    tail.set_weights(before)
+    logits = np.concatenate(halves)[:, 0].astype(np.float64)
+    losses = np.logaddexp(0.0, logits) - labels * logits
+    return float(np.mean(losses * np.linspace(0.5, 1.5, 8)))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]))
