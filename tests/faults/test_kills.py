@@ -54,7 +54,7 @@ RESNET50 = {
     "sample": {"n_train": 96},
     "model": {"backbone": "resnet50"},
     "train": {"epochs": 1, "views": 1},
-    "finetune": {"depth": 3, "epochs": 1, "batch_size": 16},
+    "finetune": {"depth": 3, "epochs": 1, "batch_size": 8},
 }
 
 

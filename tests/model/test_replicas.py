@@ -12,30 +12,29 @@ from src.model.replicas import BatchNotDivisible, in_replicas
 pytestmark = [pytest.mark.tensorflow, pytest.mark.timeout(300)]
 
 
+def _trained(n_replicas: int, *modes: str) -> dict:
+    command = [sys.executable, "-m", "tests.model.two_replicas", str(n_replicas), *modes]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.fixture(scope="module")
-def trained() -> list[dict]:
-    """What one device did, and two; by mode of BatchNorm."""
-    command = [sys.executable, "-m", "tests.model.two_replicas"]
-    answers = []
-    for n_replicas in ("1", "2"):
-        done = subprocess.run(
-            [*command, n_replicas], cwd=paths.ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        answers.append(json.loads(done.stdout.splitlines()[-1]))
-    return answers
+def on_one() -> dict:
+    """What one device did, by mode of BatchNorm."""
+    return _trained(1, "frozen", "train")
 
 
-def test_two_devices_do_the_steps_of_one(trained):
+def test_two_devices_do_the_steps_of_one(on_one):
     """Catches losses or gradients averaged twice, and padding that counts on one device."""
-    one, two = (answer["frozen"] for answer in trained)
+    one, two = on_one["frozen"], _trained(2, "frozen")["frozen"]
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert two["squares"] == pytest.approx(one["squares"], rel=1e-5)
 
 
-def test_two_devices_train_batch_norm(trained):
+def test_two_devices_train_batch_norm(on_one):
     """Catches statistics that can't be updated on more than one device, or aren't each share's."""
-    one, two = (answer["train"] for answer in trained)
+    one, two = on_one["train"], _trained(2, "train")["train"]
     assert two["losses"][0] == pytest.approx(one["by_halves"], rel=1e-4)
     assert two["losses"][0] != pytest.approx(one["losses"][0], rel=1e-3)
 

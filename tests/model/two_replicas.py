@@ -1,7 +1,8 @@
-"""Trains a few steps on one device or on two; ``python -m tests.model.two_replicas <1|2>``.
+"""Trains a few steps on one device or on two; ``python -m tests.model.two_replicas <1|2> <mode>…``.
 
-Prints, for each mode of BatchNorm, the loss of each step and the weights' sum of squares. Virtual CPUs have to be made before
-TensorFlow starts, hence a process of its own.
+Prints, for each mode of BatchNorm, the loss of each step and the weights' sum of squares. Virtual
+CPUs have to be made before TensorFlow starts, hence a process of its own; two devices can train
+only once in a process.
 """
 
 import json
@@ -12,13 +13,13 @@ from typing import Any
 import numpy as np
 
 
-def main(n_replicas: int) -> None:
-    """Train in both modes."""
+def main(n_replicas: int, *modes: str) -> None:
+    """Train in each mode."""
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    print(json.dumps({mode: trained(n_replicas, mode) for mode in ("frozen", "train")}))
+    print(json.dumps({mode: trained(n_replicas, mode) for mode in modes}))
 
 
 def trained(n_replicas: int, batch_norm: str) -> dict[str, Any]:
@@ -74,4 +75,4 @@ def _loss_by_halves(tail, inputs, labels) -> float:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])
