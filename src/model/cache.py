@@ -28,7 +28,7 @@ from filelock import FileLock
 from numpy.typing import DTypeLike, NDArray
 
 from src.model.activations import ActivationFile
-from src.system.durable import read_json, write_json
+from src.system.durable import WriteError, read_json, write_json
 from src.system.errors import ProjectError
 
 Identity = Mapping[str, Any]
@@ -93,7 +93,7 @@ class ActivationCache:
                 if entry.used_bytes > available:
                     entry.clear()
                 self._grant(entry, min(n_bytes, available))
-        except OSError as error:
+        except (OSError, WriteError) as error:
             self._log.warning(
                 f"activations can't be kept ({error}); they are computed in every epoch"
             )
@@ -277,7 +277,7 @@ class Entry:
                     return self.fill(wanted, compute, advance=advance)
                 if not whole:
                     return self._stop("the disk that activations may take is used up")
-        except OSError as error:
+        except (OSError, WriteError) as error:
             self._stop(f"activations can't be kept ({error})")
 
     def mark_used(self) -> None:

@@ -1,6 +1,5 @@
 """The training loop of one phase: epochs, validation, schedule, early stopping, checkpoints."""
 
-import errno
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from src.model.schedules import Schedule, make_schedule
 from src.model.step import TailStep
 from src.model.stopping import Patience
 from src.params import TrainParams
+from src.system.durable import DiskFull
 from src.system.errors import ProjectError
 from src.system.progress import progress
 
@@ -33,16 +33,11 @@ if TYPE_CHECKING:
     import keras
 
 Score = Callable[[NDArray[np.uint8], NDArray[np.float64]], float]
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LOSSES_READ_EVERY = 20  # steps; reading one waits for the step
 
 
 class TrainingDiverged(ProjectError):
     """The loss is no longer a number."""
-
-
-class CheckpointNotWritten(ProjectError):
-    """The disk is full, and giving back activations didn't help."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +129,8 @@ def fit(
     ------
     TrainingDiverged
         The loss became NaN or infinite; names the epoch.
+    DiskFull
+        A checkpoint doesn't fit, even without the activations; the one before is whole.
     """
     run = Training(phase, checkpoint, log)
     run.restore()
@@ -293,19 +290,10 @@ class Training:
         """Save; where the disk is full, once more without the activations on it."""
         try:
             self.checkpoint.save(arrays=arrays(), facts=self._facts())
-        except OSError as error:
-            if error.errno not in _DISK_FULL:
-                raise
-            self.log.warning(f"a checkpoint doesn't fit ({error}): gives activations' disk back")
+        except DiskFull:
+            self.log.warning("a checkpoint doesn't fit on the disk: activations give way")
             self.phase.free_disk()
-            try:
-                self.checkpoint.save(arrays=arrays(), facts=self._facts())
-            except OSError as again:
-                raise CheckpointNotWritten(
-                    f"{self.phase.name}: the disk is full, a checkpoint can't be written to "
-                    f"{self.checkpoint.file} ({again}); free some and run again: training goes "
-                    "on from the one before"
-                ) from again
+            self.checkpoint.save(arrays=arrays(), facts=self._facts())
 
     def _state(self) -> "list[keras.Variable]":
         """Every variable that a step reads or changes, in a fixed order."""

@@ -36,6 +36,10 @@ class WriteError(ProjectError):
     """The disk is full, or the user may not write there."""
 
 
+class DiskFull(WriteError):
+    """The disk is full."""
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes as 64 hex digits, read in 1 MiB pieces."""
     digest = hashlib.sha256()
@@ -77,7 +81,7 @@ def _saying_what_to_do(path: Path) -> Iterator[None]:
     except OSError as error:
         place = Path(str(error.filename or path))
         if error.errno in _FULL:
-            raise WriteError(f"disk full: writing {path}; free some space, run again") from error
+            raise DiskFull(f"disk full: writing {path}; free some space, run again") from error
         ours = (path.parent, paths.CACHE)
         if error.errno in _FORBIDDEN and any(place.is_relative_to(folder) for folder in ours):
             raise WriteError(

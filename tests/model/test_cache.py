@@ -1,5 +1,6 @@
 """The folder of activations: what is kept, what goes, and what a change of identity means."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from src.model import cache as module
 from src.model.cache import ActivationCache, Entry
 from src.model.cache_plan import plan_cache
+from src.system import durable
 from src.system.log import get_logger
 
 LOG = get_logger("test")
@@ -217,6 +219,17 @@ def test_a_margin_of_the_disk_is_left(tmp_path, monkeypatch, caplog):
     _fill(entry, 0)
     assert entry.used_bytes == 0
     assert "activations not kept yet are computed in every epoch" in caplog.text
+
+
+def test_a_disk_too_full_to_open_an_entry(tmp_path, monkeypatch, caplog):
+    """Catches a training that ends because nothing can be kept."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(durable, "_fsync_file", full)
+    assert _opened(_cache(tmp_path), "a") is None
+    assert "activations can't be kept (disk full: writing" in caplog.text
 
 
 def test_activations_give_way(tmp_path):

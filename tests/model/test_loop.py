@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from src.model import checkpoint
 from src.model.checkpoint import Checkpoint
 from src.model.class_weights import ClassWeights
-from src.model.loop import CheckpointNotWritten, Phase, TrainingDiverged, fit
+from src.model.loop import Phase, TrainingDiverged, fit
 from src.model.step import TailStep
 from src.params import PlateauSchedule, load_params
 from src.paths import ROOT
+from src.system.durable import DiskFull
 from src.system.log import get_logger
 from tests.model.support import ArrayInputs
 
@@ -191,17 +193,17 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
 
 
 def _full_disk(monkeypatch, *, n_failures: float) -> list[str]:
-    """The first saves fail as on a full disk; what happens is noted."""
-    events, save = [], Checkpoint.save
+    """The first checkpoints end in their second array, as on a full disk; what happens is noted."""
+    events, write = [], checkpoint._write
 
-    def fails(self, **state):
-        events.append("save")
-        if events.count("save") <= n_failures:
-            list(state["arrays"]["state"])  # partly written
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(self, **state)
+    def fails(archive, name, array):
+        if name == "state/1":
+            events.append("save")
+            if events.count("save") <= n_failures:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        write(archive, name, array)
 
-    monkeypatch.setattr(Checkpoint, "save", fails)
+    monkeypatch.setattr(checkpoint, "_write", fails)
     return events
 
 
@@ -210,7 +212,7 @@ def test_a_full_disk_takes_activations_and_not_the_training(tmp_path, monkeypatc
     events = _full_disk(monkeypatch, n_failures=1)
     phase = replace(_phase(), free_disk=lambda: events.append("free"))
     fit(phase, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
-    assert events == ["save", "free", *["save"] * 5]  # 4 epochs and the result
+    assert events == ["save", "free", *["save"] * 4]  # 4 epochs
     resumed = _phase()
     fit(resumed, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
     for wanted, weight in zip(phase.tail.get_weights(), resumed.tail.get_weights(), strict=True):
@@ -220,6 +222,6 @@ def test_a_full_disk_takes_activations_and_not_the_training(tmp_path, monkeypatc
 def test_a_disk_that_stays_full_ends_in_one_line(tmp_path, monkeypatch):
     """Catches a traceback, and an endless retry."""
     events = _full_disk(monkeypatch, n_failures=float("inf"))
-    with pytest.raises(CheckpointNotWritten, match=r"the disk is full.*free some and run again"):
+    with pytest.raises(DiskFull, match=r"disk full: writing .*train\.npz; free some space"):
         fit(_phase(), checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
     assert events == ["save", "save"]
