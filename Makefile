@@ -17,7 +17,7 @@ repro: venv  ## run the pipeline: archive to submission.csv (what is up to date 
 	dvc repro
 
 test: venv  ## run the tests, on two cores; one file: .venv/bin/pytest tests/test_split.py
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: lint test  ## format check, linter, types and tests: what CI runs
 

@@ -60,7 +60,9 @@ def test_golden_patches():
     probabilities = probability(logits, temperature=temperature)
     np.testing.assert_allclose(probabilities[[0, 4, 9]], [0.158707, 0.635518, 0.902370], atol=1e-6)
     for rule, place in (({"min_sensitivity": 0.95}, 5), ({"min_specificity": 0.8}, 6)):
-        assert choose_threshold(rule, labels, probabilities) == probabilities[place]
+        # a hair below the patch it was picked by, so that float32 leaves that patch above
+        threshold = choose_threshold(rule, labels, probabilities)
+        assert 0 < probabilities[place] - threshold <= 1e-4
 
 
 def test_one_class_is_refused():
