@@ -12,8 +12,15 @@ PRESETS = sorted((paths.ROOT / "presets").glob("*.yaml"))
 BASE = (paths.ROOT / "presets" / "sample.yaml").read_text()
 
 AUGMENT = "augment: {{stain: {}, brightness: {}, contrast: {}}}"
-PLATEAU = "{name: plateau, factor: 0.5, patience: 1, min_rate: 0.000001}"
-ONE_CYCLE = "{{name: one_cycle, warmup_fraction: {}, start_divisor: {}, final_divisor: {}}}"
+# train has the same schedule; what follows tells finetune's from it
+AFTER = "\n  early_stopping: {monitor: val_auroc, patience: 6"
+COSINE = "{name: cosine, warmup_epochs: 1, final_fraction: 0.01}" + AFTER
+PLATEAU = "{name: plateau, factor: 1.0, patience: 1, min_rate: 0.000001}" + AFTER
+ZIGZAG = "{name: zigzag}" + AFTER
+ONE_CYCLE = (
+    "{{name: one_cycle, warmup_fraction: {}, start_divisor: {}, final_divisor: {}}}"
+    + AFTER.replace("{", "{{")
+)
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
@@ -50,8 +57,8 @@ def test_shipped_params_are_the_sample_preset():
         ("batch_size: 32", "batch_size: 0", "finetune.batch_size must be ≥ 1 (got 0)"),
         ("max_bad: 0", "max_badd: 0", "ingest.max_badd: is not a known parameter"),
         ("  max_bad: 0", "", "ingest.max_bad: is missing"),
-        ("factor: 0.5", "factor: 1.0", "finetune.schedule.factor must be < 1 (got 1.0)"),
-        ("name: plateau", "name: zigzag", "finetune.schedule must have a name among"),
+        (COSINE, PLATEAU, "finetune.schedule.factor must be < 1 (got 1.0)"),
+        (COSINE, ZIGZAG, "finetune.schedule must have a name among"),
         ("class_weights: balanced", "class_weights: on", "must be 'balanced' or 'none'"),
         ("class_weights: balanced", "class_weights: {normal: 0, tumour: 1}", "normal must be > 0"),
         ("centre_crop: 64", "centre_crop: 63", "centre_crop must be even"),
@@ -73,9 +80,9 @@ def test_shipped_params_are_the_sample_preset():
         ("augment: null", AUGMENT.format(0, 0, 0.6), "finetune.augment.contrast must be ≤ 0.5"),
         ("augment: null", AUGMENT.format(0, 0, 0), "must be > 0, or augment: null"),
         ("augment: null", "augment: {blur: 1}", "finetune.augment.blur: is not a known parameter"),
-        (PLATEAU, ONE_CYCLE.format(1.0, 25, 100), "schedule.warmup_fraction must be < 1"),
-        (PLATEAU, ONE_CYCLE.format(0.3, 0.5, 100), "finetune.schedule.start_divisor must be ≥ 1"),
-        (PLATEAU, ONE_CYCLE.format(0.3, 25, 0), "finetune.schedule.final_divisor must be ≥ 1"),
+        (COSINE, ONE_CYCLE.format(1.0, 25, 100), "schedule.warmup_fraction must be < 1"),
+        (COSINE, ONE_CYCLE.format(0.3, 0.5, 100), "finetune.schedule.start_divisor must be ≥ 1"),
+        (COSINE, ONE_CYCLE.format(0.3, 25, 0), "finetune.schedule.final_divisor must be ≥ 1"),
         ("val_fraction: 0.15", "val_fraction: 0.85", "val_fraction + holdout_fraction must be < 1"),
         ("group_by: auto", "group_by: wsi", "must be 'auto', 'slide', 'stain' or 'patch'"),
         ("n_folds: null", "n_folds: 2", "split.n_folds must be ≥ 3 (got 2)"),

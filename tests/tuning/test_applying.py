@@ -61,7 +61,7 @@ def test_applying_does_not_make_it_another_study():
     [
         ({**DATA, "patches": "e" * 64}, "d" * 64, {}, "data.patches"),
         (DATA, "e" * 64, {}, "code"),
-        (DATA, "d" * 64, {"finetune.epochs": 9}, "finetune.epochs (4 → 9)"),
+        (DATA, "d" * 64, {"finetune.epochs": 9}, "finetune.epochs (16 → 9)"),
     ],
 )
 def test_a_study_of_other_data_code_or_parameters_is_refused(data, code, changes, named):
