@@ -23,7 +23,7 @@ SMALL = {
     "model": {"backbone": "resnet_tiny", "input_size": 32},
     "train": {"epochs": 2, "views": 2},
     "finetune": {"epochs": 2, "depth": 2, "views": 2},
-    "tune": {"n_trials": 4},
+    "tune": {"n_trials": 4, "epochs": None},
     "runtime": {"xla": "off"},
 }
 
