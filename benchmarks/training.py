@@ -3,8 +3,8 @@
 Same patches, depths, batch size and optimizer, in one run: every way has a process of its own, and
 they take turns, so that a busy machine slows them alike. PyTorch takes part where it is installed
 (``pip install '.[torch]'``; never a dependency). Times are of training alone: no validation,
-checkpoint or log. oneDNN is on in both TensorFlow ways, as our commands turn it on;
-``--no-onednn`` turns it off in both, as TensorFlow does by itself on many processors.
+checkpoint or log. Our commands turn oneDNN on. Plain Keras has it on here too; ``--keras-no-onednn``
+leaves it off there, as TensorFlow does by itself on processors without AVX512-VNNI.
 """
 
 import importlib.util
@@ -50,15 +50,15 @@ class Worker:
 
 
 def main(
-    patches: int = 384, repeats: int = 3, threads: int = 0, *, no_onednn: bool = False
+    patches: int = 384, repeats: int = 3, threads: int = 0, *, keras_no_onednn: bool = False
 ) -> None:
     """Print the table: patches/s of every way, and how many times faster ours is."""
-    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0" if no_onednn else "1"
+    onednn = {"keras": "0" if keras_no_onednn else "1"}
     threads = threads or usable_cores()
-    print(f"oneDNN {'off' if no_onednn else 'on'}", flush=True)
+    print(f"oneDNN in plain Keras: {'off' if keras_no_onednn else 'on'}", flush=True)
     names = [name for name in WAYS if name != "torch" or importlib.util.find_spec("torch")]
     context = multiprocessing.get_context("spawn")
-    workers = {name: _start(context, name, patches, threads) for name in names}
+    workers = {name: _start(context, name, patches, threads, onednn.get(name)) for name in names}
     console = Console(width=110)
     console.print(_steady(workers, patches, repeats, threads))
     console.print(_whole_runs(workers, patches, repeats))
@@ -69,14 +69,16 @@ def main(
         worker.process.join()
 
 
-def _start(context: Any, name: str, patches: int, threads: int) -> Worker:
+def _start(context: Any, name: str, patches: int, threads: int, onednn: str | None) -> Worker:
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(name, patches, threads, theirs))
+    process = context.Process(target=_serve, args=(name, patches, threads, onednn, theirs))
     process.start()
     return Worker(process, ours)
 
 
-def _serve(name: str, patches: int, threads: int, pipe: Connection) -> None:
+def _serve(name: str, patches: int, threads: int, onednn: str | None, pipe: Connection) -> None:
+    if onednn is not None:
+        os.environ["TF_ENABLE_ONEDNN_OPTS"] = onednn
     way = WAYS[name](generate(patches, N_VAL), threads)
     while (request := pipe.recv())[0] != "stop":
         kind, *values = request
