@@ -3,8 +3,9 @@
 Same patches, depths, batch size and optimizer, in one run: every way has a process of its own, and
 they take turns, so that a busy machine slows them alike. PyTorch takes part where it is installed
 (``pip install '.[torch]'``; never a dependency). Times are of training alone: no validation,
-checkpoint or log. Our commands turn oneDNN on. Plain Keras has it on here too; ``--keras-no-onednn``
-leaves it off there, as TensorFlow does by itself on processors without AVX512-VNNI.
+checkpoint or log. Our commands turn oneDNN on. Plain Keras has it on here too;
+``--keras-no-onednn`` leaves it off there, as TensorFlow does by itself on processors without
+AVX512-VNNI.
 """
 
 import importlib.util
