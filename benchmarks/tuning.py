@@ -134,6 +134,7 @@ def _ours(params: Params, data: Data, environment: Any, folder: Path) -> float:
         environment=environment,
         on_epoch=lambda _: None,
         log=get_logger("benchmark"),
+        also_keep=DEPTHS,
         heads=folder / "heads",
     )
     return score(result.fit, "val_auroc")

@@ -23,6 +23,9 @@ from src.system.errors import ProjectError
 ComputeBlock = Callable[[int], NDArray[np.float32]]
 """Block number → float32 activations of its patches, (64 or, in the last block, fewer, …)."""
 
+FILL_LOCK = "fill.lock"
+"""Of an entry's folder: one process at a time puts blocks there."""
+
 _LEDGER_EVERY_S = 5.0
 
 
@@ -55,7 +58,7 @@ class ActivationFile:
         self._row_bytes = int(np.prod(shape)) * self._dtype.itemsize
         self._ledger = folder / f"view-{view}.json"
         self._opening = FileLock(folder / "open.lock")  # held briefly
-        self._filling = FileLock(folder / "fill.lock")  # held while blocks are computed
+        self._lock = FileLock(folder / FILL_LOCK)  # held while blocks are computed
         self._path = folder / f"view-{view}.bin"
         self._descriptor = self._open()
         self._verified = np.zeros(n_batches(n, VIEW_BLOCK), np.bool_)
@@ -80,9 +83,9 @@ class ActivationFile:
         unverified = [block for block in sorted(set(blocks)) if not self._verified[block]]
         if not unverified:
             return []
-        ledger = self._read_ledger()
+        ledger = self.read_ledger()
         for block in unverified:
-            self._verified[block] = self._is_whole(block, ledger)
+            self._verified[block] = self.is_whole(block, ledger)
         return [block for block in unverified if not self._verified[block]]
 
     def ensure(
@@ -114,9 +117,15 @@ class ActivationFile:
             found = set(wanted)
             wanted = self.missing(wanted)
             advance(sum(self._size(block) for block in found - set(wanted)))
-            return self._fill(wanted, compute, may_grow, advance)
+            with Filling(self, may_grow) as filling:
+                for block in wanted:
+                    if not filling.has_room(block):
+                        return False
+                    filling.put(block, compute(block))
+                    advance(self._size(block))
+            return True
         finally:
-            self._filling.release()
+            self._lock.release()
 
     def close(self) -> None:
         """Give the file back."""
@@ -124,36 +133,10 @@ class ActivationFile:
 
     def _acquire(self, log: Logger) -> None:
         try:
-            self._filling.acquire(timeout=0)
+            self._lock.acquire(timeout=0)
         except Timeout:
             log.info("another process computes these activations: waits for it")
-            self._filling.acquire()
-
-    def _fill(
-        self,
-        blocks: list[int],
-        compute: ComputeBlock,
-        may_grow: Callable[[int], bool],
-        advance: Callable[[int], None],
-    ) -> bool:
-        ledger = self._read_ledger()
-        last = time.monotonic()
-        n_kept = 0
-        for block in blocks:
-            if ledger[block] is None and not may_grow(self._size(block) * self._row_bytes):
-                break
-            data = as_stored(compute(block), self._dtype).tobytes()
-            _write_at(self._descriptor, data, block * VIEW_BLOCK * self._row_bytes)
-            ledger[block] = zlib.crc32(data)
-            self._verified[block] = True
-            n_kept += 1
-            advance(self._size(block))
-            if time.monotonic() - last > _LEDGER_EVERY_S:
-                self._write_ledger(ledger)
-                last = time.monotonic()
-        if n_kept:
-            self._write_ledger(ledger)
-        return n_kept == len(blocks)
+            self._lock.acquire()
 
     def _open(self) -> int:
         n_bytes = self._n * self._row_bytes
@@ -171,17 +154,29 @@ class ActivationFile:
                 )
         return descriptor
 
+    def write(self, block: int, values: NDArray[np.float32]) -> int:
+        """Put a block in its place; the CRC-32 of its bytes."""
+        data = as_stored(values, self._dtype).tobytes()
+        _write_at(self._descriptor, data, block * VIEW_BLOCK * self._row_bytes)
+        self._verified[block] = True
+        return zlib.crc32(data)
+
+    def n_bytes(self, block: int) -> int:
+        """Bytes that a block takes; the last one may be shorter."""
+        return self._size(block) * self._row_bytes
+
     def _size(self, block: int) -> int:
         return min(VIEW_BLOCK, self._n - block * VIEW_BLOCK)
 
-    def _is_whole(self, block: int, ledger: list[int | None]) -> bool:
+    def is_whole(self, block: int, ledger: list[int | None]) -> bool:
+        """Whether the block has the bytes that the ledger names."""
         if ledger[block] is None:
             return False
-        n_bytes = self._size(block) * self._row_bytes
-        data = os.pread(self._descriptor, n_bytes, block * VIEW_BLOCK * self._row_bytes)
+        data = os.pread(self._descriptor, self.n_bytes(block), block * VIEW_BLOCK * self._row_bytes)
         return zlib.crc32(data) == ledger[block]
 
-    def _read_ledger(self) -> list[int | None]:
+    def read_ledger(self) -> list[int | None]:
+        """The CRC-32 of each block on disk; None for those that are not there."""
         n_blocks = n_batches(self._n, VIEW_BLOCK)
         try:
             ledger: list[int | None] = read_json(self._ledger)["crc32"]
@@ -189,9 +184,59 @@ class ActivationFile:
             return [None] * n_blocks
         return ledger if len(ledger) == n_blocks else [None] * n_blocks
 
-    def _write_ledger(self, ledger: list[int | None]) -> None:
+    def write_ledger(self, ledger: list[int | None]) -> None:
+        """Name the blocks that are on disk, once they are."""
         os.fsync(self._descriptor)
         write_json(self._ledger, {"crc32": ledger})
+
+
+class Filling:
+    """Puts blocks into a file: first the data, then, every few seconds, the ledger that names it.
+
+    For whoever holds the lock :data:`FILL_LOCK` of the file's folder.
+    """
+
+    def __init__(self, file: ActivationFile, may_grow: Callable[[int], bool]) -> None:
+        self._file = file
+        self._may_grow = may_grow
+        self._ledger = file.read_ledger()
+        self._named = list(self._ledger)  # what the ledger on disk says
+        self._last = time.monotonic()
+
+    def __enter__(self) -> "Filling":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.save_ledger()
+
+    def has_room(self, block: int) -> bool:
+        """Whether the block is on disk, be it damaged, or may be put there."""
+        return self._ledger[block] is not None or self._may_grow(self._file.n_bytes(block))
+
+    def is_whole(self, block: int) -> bool:
+        """Whether the block is there as it was computed."""
+        return self._file.is_whole(block, self._ledger)
+
+    def put(self, block: int, values: NDArray[np.float32]) -> None:
+        """Keep the activations of a block.
+
+        Raises
+        ------
+        ActivationsOverflow
+            A value does not fit the file's type.
+        OSError
+            The disk is full or fails.
+        """
+        self._ledger[block] = self._file.write(block, values)
+        if time.monotonic() - self._last > _LEDGER_EVERY_S:
+            self.save_ledger()
+
+    def save_ledger(self) -> None:
+        """Let the ledger on disk name what was put there."""
+        if self._ledger != self._named:
+            self._file.write_ledger(self._ledger)
+            self._named = list(self._ledger)
+        self._last = time.monotonic()
 
 
 def as_stored(values: NDArray[np.float32], dtype: DTypeLike) -> NDArray[np.generic]:

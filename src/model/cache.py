@@ -24,16 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import DTypeLike, NDArray
 
-from src.model.activations import ActivationFile
+from src.model.activations import FILL_LOCK, ActivationFile, Filling
 from src.system.durable import WriteError, read_json, write_json
 from src.system.errors import ProjectError
 
 Identity = Mapping[str, Any]
 ComputeBlock = Callable[[int, int], NDArray[np.float32]]
 """View and block number → float32 activations of the block's patches."""
+Accept = Callable[[int, int, NDArray[np.float32]], None]
+"""Takes view, block number and the block's activations."""
 
 DISK_MARGIN_BYTES = 2 * 10**9
 """Disk left free for what must not fail: checkpoints (0.5 GB at most), models, the MLflow store."""
@@ -71,6 +73,16 @@ class ActivationCache:
             return max(0, min(self._max_bytes, self._disk_bytes(self._folder.parent)))
         with self._locked():
             return self._available(self._path(identity))
+
+    def spare_bytes(self, identity: Identity) -> int:
+        """As :meth:`free_bytes`, where nothing else makes room; at least 0."""
+        if not self._folder.is_dir():
+            return self.free_bytes(identity)
+        with self._locked():
+            folder = self._path(identity)
+            taken = sum(_taken_bytes(f) for f in self._folders(without=folder))
+            on_disk = self._disk_bytes(self._folder) + _used_bytes(folder)
+            return max(0, min(self._max_bytes - taken, on_disk))
 
     def entry(
         self, identity: Identity, n_bytes: int, *, n: int, shape: tuple[int, ...], dtype: DTypeLike
@@ -176,9 +188,7 @@ class ActivationCache:
     def _make_room(self, folder: Path, granted: int) -> None:
         unused = self._unused(without=folder)
         used = {other: _used_bytes(other) for other in unused}
-        in_use = [f for f in self._folders(without=folder) if f not in used]
-        total = granted + sum(max(_used_bytes(f), _granted_bytes(f)) for f in in_use)
-        total += sum(used.values())
+        total = granted + sum(_taken_bytes(f) for f in self._folders(without=folder))
         growth = granted - _used_bytes(folder)
         for other in unused:
             if total <= self._max_bytes and self.enough_disk(growth):
@@ -280,6 +290,52 @@ class Entry:
         except (OSError, WriteError) as error:
             self._stop(f"activations can't be kept ({error})")
 
+    @contextmanager
+    def accepting(self) -> Iterator[Accept]:
+        """Yields a function that keeps a block which was computed on the way to something else.
+
+        A present for whoever needs it next, so nothing is waited for and nothing fails: a block
+        that is there, that another process computes, or that finds no room is not kept.
+        """
+        lock = FileLock(self.folder / FILL_LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield _ignore
+            return
+        fillings: dict[int, Filling] = {}
+        try:
+            yield partial(self._accept, fillings)
+        finally:
+            with self._harmlessly():
+                for filling in fillings.values():
+                    filling.save_ledger()
+            lock.release()
+
+    def _accept(
+        self, fillings: dict[int, Filling], view: int, block: int, values: NDArray[np.float32]
+    ) -> None:
+        if not self._keeps:
+            return
+        with self._harmlessly():
+            if view not in fillings:
+                fillings[view] = Filling(self._file(view), self._may_grow)
+            filling = fillings[view]
+            if filling.is_whole(block):
+                return
+            if filling.has_room(block):
+                filling.put(block, values)
+            else:
+                self.stop_keeping()
+
+    @contextmanager
+    def _harmlessly(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ProjectError) as error:  # a full disk, a value that doesn't fit
+            self._log.debug(f"no more activations are kept in {self.folder.name}: {error}")
+            self.stop_keeping()
+
     def mark_used(self) -> None:
         """Let the entry count as used now."""
         if (self.folder / _ENTRY).exists():
@@ -339,6 +395,10 @@ class Entry:
         self.stop_keeping()
 
 
+def _ignore(view: int, block: int, values: NDArray[np.float32]) -> None:
+    """Another process fills the entry."""
+
+
 def _is_in_use(folder: Path) -> bool:
     """Whether any process, this one included, holds the entry; under the cache's lock."""
     try:
@@ -357,6 +417,12 @@ def _is_in_use(folder: Path) -> bool:
 def _used_bytes(folder: Path) -> int:
     """Disk that the activations in ``folder`` take; holes take none, ledgers and locks little."""
     return sum(f.stat().st_blocks * _STAT_BLOCK_BYTES for f in folder.glob("view-*.bin"))
+
+
+def _taken_bytes(folder: Path) -> int:
+    """Disk that the activations in ``folder`` take, or may take while somebody uses them."""
+    used = _used_bytes(folder)
+    return max(used, _granted_bytes(folder)) if _is_in_use(folder) else used
 
 
 def _last_used(folder: Path) -> float:

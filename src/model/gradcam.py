@@ -129,7 +129,7 @@ def _batches(
     tail = keras.Model(feature_map, model.output)
     signs = np.where(for_tumour, 1.0, -1.0).astype(np.float32)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def explain(batch: Any, sign: Any) -> Any:
         features = trunk(batch, training=False)
         with tf.GradientTape() as tape:

@@ -40,7 +40,7 @@ def forward_pass(model: "keras.Model") -> Forward:
 
     patches = tf.TensorSpec([None, *model.input.shape[1:]], tf.uint8)
 
-    @tf.function(input_signature=[patches])
+    @tf.function(input_signature=[patches], autograph=False)
     def output(batch: Any) -> Any:
         return model(batch, training=False)[:, 0]
 

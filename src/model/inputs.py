@@ -6,6 +6,8 @@ test holds it on CPU).
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from logging import Logger
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +20,7 @@ from src.data.views import apply_view, apply_views
 from src.model.activations import as_stored
 from src.model.cache import Entry
 from src.model.cache_plan import CachePlan
+from src.model.shared_pass import BlockForward, SharedPass
 from src.system.progress import progress
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ class PixelInputs:
 class CachedInputs:
     """Activations from the cache; those the plan doesn't keep are computed for each batch.
 
-    ``entry`` is None where nothing is kept.
+    ``entry`` is None where nothing is kept; ``shared`` keeps those of other boundaries on the way.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class CachedInputs:
         shape: tuple[int, ...],
         dtype: DTypeLike,
         log: Logger,
+        shared: SharedPass | None = None,
     ) -> None:
         self._patches = patches
         self._forward = forward
@@ -83,6 +87,7 @@ class CachedInputs:
         self._shape = shape
         self._dtype = np.dtype(dtype)
         self._log = log
+        self._shared = shared
 
     def prepare(self, views: NDArray[np.int64]) -> None:
         """Compute the kept blocks of this pass that are not on disk yet."""
@@ -95,8 +100,13 @@ class CachedInputs:
         if not n_missing:
             return
         task = f"{self._patches.split}: frozen layers computed for"
-        with progress(task, min(n_missing, len(self._patches)), "patches", self._log) as advance:
-            entry.fill(wanted, self._compute_block, advance=advance)
+        n_patches = min(n_missing, len(self._patches))
+        with (
+            progress(task, n_patches, "patches", self._log) as advance,
+            self._shared.computing(wanted) if self._shared else nullcontext() as forward,
+        ):
+            compute = partial(self._compute_block, forward or self._alone)
+            entry.fill(wanted, compute, advance=advance)
 
     def __call__(self, batch: Batch) -> Any:
         import tensorflow as tf
@@ -120,11 +130,20 @@ class CachedInputs:
         blocks = np.arange(len(kept)) // VIEW_BLOCK
         return {int(v): np.unique(blocks[kept == v]).tolist() for v in np.unique(kept)}
 
-    def _compute_block(self, view: int, block: int) -> NDArray[np.float32]:
+    def _compute_block(self, forward: BlockForward, view: int, block: int) -> NDArray[np.float32]:
         first = block * VIEW_BLOCK
         positions = np.arange(first, min(first + VIEW_BLOCK, len(self._patches)))
         pixels = apply_view(self._patches.take(positions), view)
-        return self._forward(_filled_up(pixels, VIEW_BLOCK))[: len(positions)]
+        return forward(view, block, _filled_up(pixels, VIEW_BLOCK), len(positions))
+
+    def _alone(
+        self,
+        view: int,  # noqa: ARG002
+        block: int,  # noqa: ARG002
+        pixels: NDArray[np.uint8],
+        n: int,
+    ) -> NDArray[np.float32]:
+        return self._forward(pixels)[:n]
 
     def _compute(
         self, positions: NDArray[np.int64], views: NDArray[np.int64]
@@ -137,7 +156,7 @@ def trunk_forward(trunk: "keras.Model") -> Forward:
     """The trunk in inference mode, compiled."""
     import tensorflow as tf
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def forward(pixels: Any) -> Any:
         return trunk(pixels, training=False)
 

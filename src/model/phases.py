@@ -4,7 +4,7 @@
 is computed once and kept (``cache.py``). Both change the model in place.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from logging import Logger
@@ -16,6 +16,7 @@ import numpy as np
 from src import paths
 from src.data.augmentation import build_augmentation
 from src.data.labelled import LabelledPatches
+from src.model.boundary import Boundary
 from src.model.cache import ActivationCache
 from src.model.checkpoint import Checkpoint
 from src.model.class_weights import ClassWeights
@@ -47,6 +48,8 @@ class Setting:
     checkpoint : where the state is kept while the phase runs
     auroc : labels, logits → area under the ROC curve
     on_epoch : hears of every epoch, in order, after a resume too
+    also_keep : depths whose activations others will need: where patches go through the frozen
+        layers for this phase, those are kept too
     """
 
     train: LabelledPatches
@@ -62,6 +65,7 @@ class Setting:
     on_epoch: Callable[[Epoch], None]
     log: Logger
     activations: Path = paths.ACTIVATIONS
+    also_keep: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -131,11 +135,9 @@ def make_phase(
     unfreeze(model, backbone=backbone, depth=depth, batch_norm=batch_norm)
     trunk_model, tail = cut(model, backbone=backbone, depth=depth)
     trunk = Trunk(
-        trunk_model,
-        depth=depth,
-        cache_params=setting.cache,
+        _boundary(trunk_model, depth, setting),
+        beside=_boundaries_beside(model, depth, setting),
         cache=cache,
-        environment=setting.environment,
         log=setting.log,
     )
     # val first: it is small, and met in every epoch
@@ -169,6 +171,23 @@ def make_phase(
         checkpoint_s=60 * setting.runtime.checkpoint_minutes,
         free_disk=cache.give_way,
     )
+
+
+def _boundaries_beside(model: "keras.Model", depth: int, setting: Setting) -> list[Boundary]:
+    """Those of ``setting.also_keep``, the smallest first."""
+    if setting.environment["gpus"]:
+        return []  # that the bits are the same was not tested there
+    backbone = setting.model.backbone
+    depths = sorted(set(setting.also_keep) - {depth})
+    cuts = ((d, cut(model, backbone=backbone, depth=d)[0]) for d in depths)
+    found = (_boundary(trunk, d, setting) for d, trunk in cuts)
+    return [boundary for boundary in found if boundary is not None]
+
+
+def _boundary(trunk: "keras.Model | None", depth: int, setting: Setting) -> Boundary | None:
+    if trunk is None:
+        return None
+    return Boundary(trunk, depth=depth, cache_params=setting.cache, environment=setting.environment)
 
 
 def step_ways(runtime: RuntimeParams, *, depth: int, n_gpus: int) -> dict[str, bool]:

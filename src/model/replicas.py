@@ -73,7 +73,7 @@ class ReplicatedStep:
         self.averaged = step.averaged
         self.forward = step.forward
 
-        @tf.function
+        @tf.function(autograph=False)
         def train(inputs: Any, labels: Any, weights: Any, counted: Any, n_counted: Any) -> Any:
             shares = strategy.run(step.update, args=(inputs, labels, weights, counted, n_counted))
             return strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)

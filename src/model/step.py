@@ -76,16 +76,16 @@ class TailStep:
             self.variables += self.averaging.variables
 
         self._apply = (
-            tf.function(self._apply_gradients, jit_compile=True)
+            tf.function(self._apply_gradients, jit_compile=True, autograph=False)
             if jit_update
             else self._apply_gradients
         )
 
-        @tf.function(jit_compile=jit_compile)
+        @tf.function(jit_compile=jit_compile, autograph=False)
         def train(inputs: Any, labels: Any, weights: Any, counted: Any) -> Any:
             return self.update(inputs, labels, weights, counted, tf.reduce_sum(counted))
 
-        @tf.function(jit_compile=jit_compile)
+        @tf.function(jit_compile=jit_compile, autograph=False)
         def forward(inputs: Any) -> Any:
             return tail(inputs, training=False)[:, 0]
 

@@ -34,7 +34,7 @@ def predict_view_logits(
     """
     import tensorflow as tf
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def forward(batch: Any) -> Any:
         return model(batch, training=False)[:, 0]
 

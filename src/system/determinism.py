@@ -1,5 +1,6 @@
 """One place that starts TensorFlow: threads, seeds, deterministic kernels, and a record of them."""
 
+import gc
 import os
 import platform
 import sys
@@ -33,7 +34,8 @@ def start_tensorflow(runtime: RuntimeParams, *, seed: int) -> Environment:
         No GPU is there, and ``runtime.device`` is ``gpu`` or ``gpus``.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    if "tensorflow" not in sys.modules:  # read when TensorFlow is imported
+    is_first = "tensorflow" not in sys.modules
+    if is_first:  # read when TensorFlow is imported
         os.environ.setdefault(_ONEDNN, "1")
     if runtime.quiet_tensorflow:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -42,6 +44,8 @@ def start_tensorflow(runtime: RuntimeParams, *, seed: int) -> Environment:
         import tensorflow as tf
 
         n_gpus = _choose_gpus(runtime.device)
+    if is_first:
+        gc.freeze()  # what was imported stays: later collections needn't look at it
     n_threads = runtime.threads or usable_cores()
     try:
         tf.config.threading.set_intra_op_parallelism_threads(n_threads)

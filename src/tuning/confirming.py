@@ -118,6 +118,8 @@ def _scores(job: Job, best: Mapping[str, Any]) -> dict[str, Any]:
 
     search = load_data(subset=None, seed=0)
     environment = start_for(job)
+    settings = {"present": job.params, "best": job.params.with_values(best)}
+    depths = [params.finetune.depth for params in settings.values()]
 
     def train(params: Params) -> float:
         key = result_key(params, search, environment, sections=("model", "train", "finetune"))
@@ -130,15 +132,16 @@ def _scores(job: Job, best: Mapping[str, Any]) -> dict[str, Any]:
                     environment=environment,
                     on_epoch=lambda _: None,
                     log=get_logger("tune"),
+                    also_keep=depths,
                 ).fit,
                 params.tune.objective,
             ),
         )
 
     seeds = seeds_after(job.params.finetune.seed)
-    scores: dict[str, list[float]] = {"present": [], "best": []}
+    scores: dict[str, list[float]] = {name: [] for name in settings}
     for seed in seeds:
-        for name, params in (("present", job.params), ("best", job.params.with_values(best))):
+        for name, params in settings.items():
             scores[name].append(train(with_seed(params, seed)))
     return {"seeds": seeds, **scores}
 

@@ -17,6 +17,7 @@ Space = Mapping[str, Dimension]
 
 PRESENT = "present"  # marks the trial that has the values of params.yaml, to every digit
 
+_DEPTH = "finetune.depth"
 _DIGITS = 3  # significant ones of a number drawn from a range: what is trained is what is applied
 
 
@@ -128,6 +129,15 @@ def _label(value: Any) -> Any:
     return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
 
 
+def depths(params: Params) -> list[int]:
+    """Depths that fine-tuning may have in a trial; that of ``params`` where none is searched."""
+    dimension = params.tune.space.get(_DEPTH)
+    if dimension is None:
+        return [params.finetune.depth]
+    ends = [int(str(end)) for end in dimension.ends]
+    return ends if isinstance(dimension, Choice) else list(range(ends[0], ends[1] + 1))
+
+
 def check_depths(params: Params) -> None:
     """Refuse depths that the backbone hasn't.
 
@@ -136,11 +146,8 @@ def check_depths(params: Params) -> None:
     SpaceError
         Names the depth and the backbone's blocks.
     """
-    dimension = params.tune.space.get("finetune.depth")
-    if dimension is None:
-        return
     n_blocks = len(BACKBONES[params.model.backbone].blocks)
-    deepest = max(int(str(end)) for end in dimension.ends)
+    deepest = max(depths(params))
     if deepest > n_blocks:
         raise SpaceError(
             f"tune.space.finetune.depth must be ≤ {n_blocks}, the residual blocks of "

@@ -4,9 +4,8 @@ The head is fitted once for all trials that agree in its parameters and kept bel
 ``.cache/tune/heads``, by the digest of all it depends on. Nothing here reads holdout.
 """
 
-import gc
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import Logger
 from pathlib import Path
@@ -100,11 +99,13 @@ def run_trial(
     environment: Environment,
     on_epoch: OnEpoch,
     log: Logger,
+    also_keep: Sequence[int] = (),
     heads: Path = paths.TUNE_HEADS,
 ) -> TrialResult:
     """Fit the head (or take the one kept), then fine-tune; ``on_epoch`` hears of fine-tuning.
 
-    What ``on_epoch`` raises ends the trial and is passed on.
+    What ``on_epoch`` raises ends the trial and is passed on. ``also_keep`` are depths of other
+    trials, see :class:`src.model.phases.Setting`.
 
     Raises
     ------
@@ -116,7 +117,9 @@ def run_trial(
     from src.model.replicas import device_scope
     from src.model.weights import weights_sha256
 
-    folder = ensure_head(params, search, environment=environment, log=log, heads=heads)
+    folder = ensure_head(
+        params, search, environment=environment, log=log, also_keep=also_keep, heads=heads
+    )
     start_phase(params.finetune.seed)
     with device_scope(int(environment["gpus"])):
         classifier = load_classifier(folder)
@@ -128,6 +131,7 @@ def run_trial(
             environment=environment,
             on_epoch=on_epoch,
             log=log,
+            also_keep=also_keep,
         )
         fitted = finetune_top(classifier, params.finetune, setting)
     return TrialResult(classifier, fitted.facts, fitted.timing)
@@ -139,6 +143,7 @@ def ensure_head(
     *,
     environment: Environment,
     log: Logger,
+    also_keep: Sequence[int] = (),
     heads: Path = paths.TUNE_HEADS,
 ) -> Path:
     """The folder of the head that these parameters lead to, fitted now unless it was before.
@@ -156,14 +161,19 @@ def ensure_head(
         try:
             verify_folder(folder)
         except IntegrityError:
-            _fit_head(params, search, environment, folder, log)
+            _fit_head(params, search, environment, folder, log, also_keep)
         mark_used(folder)
     keep_newest(heads, _HEADS_KEPT)
     return folder
 
 
 def _fit_head(
-    params: Params, search: SearchData, environment: Environment, folder: Path, log: Logger
+    params: Params,
+    search: SearchData,
+    environment: Environment,
+    folder: Path,
+    log: Logger,
+    also_keep: Sequence[int],
 ) -> None:
     from src.model.classifier import build_classifier
     from src.model.phases import train_head
@@ -183,6 +193,7 @@ def _fit_head(
             environment=environment,
             on_epoch=lambda _: None,
             log=log,
+            also_keep=also_keep,
         )
         fitted = train_head(classifier, params.train, setting)
     save_phase(folder, classifier, fit=fitted.facts, timing=fitted.timing, run={})
@@ -208,8 +219,7 @@ def start_phase(seed: int) -> None:
     """As a fresh process starts a phase: no names or state of earlier models, seeds set anew."""
     import keras
 
-    gc.collect()
-    keras.backend.clear_session()
+    keras.backend.clear_session()  # collects garbage as well
     keras.utils.set_random_seed(seed)
 
 
@@ -229,6 +239,7 @@ def _setting(
     environment: Environment,
     on_epoch: OnEpoch,
     log: Logger,
+    also_keep: Sequence[int],
 ) -> "Setting":
     from src.evaluation.metrics import auroc
     from src.model.class_weights import class_weights
@@ -248,6 +259,7 @@ def _setting(
         on_epoch=on_epoch,
         log=log,
         activations=paths.ACTIVATIONS,
+        also_keep=also_keep,
     )
 
 

@@ -172,6 +172,7 @@ class _Worker:
         return value
 
     def _train(self, trial: "optuna.Trial", params: Params, run: "TrialRun") -> "TrialResult":
+        from src.tuning.space import depths
         from src.tuning.trial import run_trial
 
         def hear(epoch: "Epoch") -> None:
@@ -180,7 +181,12 @@ class _Worker:
                 report(trial, getattr(epoch, params.tune.objective), epoch.epoch)
 
         return run_trial(
-            params, self.search, environment=self.environment, on_epoch=hear, log=self.log
+            params,
+            self.search,
+            environment=self.environment,
+            on_epoch=hear,
+            log=self.log,
+            also_keep=depths(self.params),
         )
 
     def _keep_weights(

@@ -6,6 +6,7 @@ import pytest
 from src.data.augmentation import build_augmentation
 from src.data.batches import ordered_batches
 from src.data.views import apply_views
+from src.model.boundary import Boundary
 from src.model.cache import ActivationCache
 from src.model.freezing import boundary_layer, cut
 from src.model.trunk import Trunk
@@ -29,15 +30,18 @@ def _classifier(**changes):
     return build_classifier(TINY.model_copy(update=changes))
 
 
-def _trunk(folder, *, depth=0, dtype="float16", environment=None, **changes) -> Trunk:
-    return Trunk(
-        cut(_classifier(**changes), backbone="resnet_tiny", depth=depth)[0],
+def _boundary(model=None, *, depth=0, dtype="float16", environment=None, **changes) -> Boundary:
+    classifier = _classifier(**changes)
+    return Boundary(
+        model or cut(classifier, backbone="resnet_tiny", depth=depth)[0],
         depth=depth,
         cache_params=CacheParams(max_gb=1, dtype=dtype),
-        cache=ActivationCache(folder, max_bytes=10**9, log=LOG),
         environment={**ENVIRONMENT, **(environment or {})},
-        log=LOG,
     )
+
+
+def _trunk(boundary: Boundary, folder) -> Trunk:
+    return Trunk(boundary, cache=ActivationCache(folder, max_bytes=10**9, log=LOG), log=LOG)
 
 
 def _features(trunk: Trunk) -> np.ndarray:
@@ -49,9 +53,10 @@ def _features(trunk: Trunk) -> np.ndarray:
 def test_each_pooling_has_its_own_features(tmp_path):
     """Catches features of another pooling: it has no weights, so only the architecture differs."""
     for pooling in ("avg", "gem", "avg_max"):
-        trunk = _trunk(tmp_path, pooling=pooling)
-        expected = trunk.model(PATCHES.pixels[:64], training=False).numpy()
-        np.testing.assert_allclose(_features(trunk), expected, rtol=1e-3, atol=1e-4)
+        boundary = _boundary(pooling=pooling)
+        expected = boundary.model(PATCHES.pixels[:64], training=False).numpy()
+        features = _features(_trunk(boundary, tmp_path))
+        np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -69,41 +74,33 @@ def test_each_pooling_has_its_own_features(tmp_path):
     ],
     ids=str,
 )
-def test_what_the_identity_depends_on(tmp_path, change, is_same):
+def test_what_the_identity_depends_on(change, is_same):
     """Catches stale activations, and activations computed anew for nothing."""
-    is_equal = _trunk(tmp_path, **change).identity == _trunk(tmp_path).identity
+    is_equal = _boundary(**change).identity == _boundary().identity
     assert is_equal == is_same
 
 
-def test_boundary_weights_and_type_are_in_the_identity(tmp_path):
+def test_boundary_weights_and_type_are_in_the_identity():
     """Catches activations of another cut, of other weights, or rounded in another way."""
-    before = _trunk(tmp_path, depth=2).identity
-    assert _trunk(tmp_path, depth=3).identity["architecture"] != before["architecture"]
-    assert _trunk(tmp_path, depth=2, dtype="float32").identity != before
-    trunk = _trunk(tmp_path, depth=2)
-    trunk.model.get_layer("conv1_conv").bias.assign_add(np.ones(8, np.float32))
-    rebuilt = Trunk(
-        trunk.model,
-        depth=2,
-        cache_params=CacheParams(max_gb=1, dtype="float16"),
-        cache=ActivationCache(tmp_path, max_bytes=1, log=LOG),
-        environment=ENVIRONMENT,
-        log=LOG,
-    )
-    assert rebuilt.identity["weights"] != before["weights"]
+    boundary = _boundary(depth=2)
+    before = boundary.identity
+    assert _boundary(depth=3).identity["architecture"] != before["architecture"]
+    assert _boundary(depth=2, dtype="float32").identity != before
+    boundary.model.get_layer("conv1_conv").bias.assign_add(np.ones(8, np.float32))
+    assert _boundary(boundary.model, depth=2).identity["weights"] != before["weights"]
 
 
 def test_augmented_patches_go_through_the_trunk_in_their_colours_and_views(tmp_path):
     """Catches colours that are lost, views that are skipped, and a trunk in training mode."""
     params = AugmentParams(stain=0.05, brightness=0.2, contrast=0.2)
-    trunk = _trunk(tmp_path, depth=2)
-    inputs = trunk.augmented(PATCHES, build_augmentation(params, seed=3))
+    boundary = _boundary(depth=2)
+    inputs = _trunk(boundary, tmp_path).augmented(PATCHES, build_augmentation(params, seed=3))
     same = build_augmentation(params, seed=3)  # the same random numbers
     for batch in list(ordered_batches(70, batch_size=16, view=4))[:2]:
         pixels = apply_views(PATCHES.pixels[batch.positions], batch.views)
         colours = same(pixels, training=True)
         assert not np.array_equal(colours, pixels)
-        expected = trunk.model(colours, training=False).numpy()
+        expected = boundary.model(colours, training=False).numpy()
         got = np.asarray(inputs(batch))
         # eagerly and compiled a colour may round to the next value
         np.testing.assert_allclose(got, expected, atol=0.01 * np.abs(expected).max())
