@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from typer import run
 from benchmarks.measured import runtime
 from benchmarks.training_ways import Data, generate
 from src.params import Params
+
+RunOne = Callable[[Params], float]
+"""Parameters of a trial → its best val AUROC."""
 
 N_VAL = 300
 DEPTHS = (0, 1, 3)
@@ -95,14 +99,10 @@ def _serve(
     from src.system.determinism import start_tensorflow
 
     environment = start_tensorflow(runtime(threads), seed=1)
-    data = generate(patches, N_VAL)
+    run_one = way(generate(patches, N_VAL), environment, Path(folder))
     pipe.send("ready")
     pipe.recv()
-    scores = {}
-    for depth, rate in configurations:
-        params = _params(depth, rate, epochs, backbone)
-        scores[depth, rate] = way(params, data, environment, Path(folder))
-    pipe.send(scores)
+    pipe.send({each: run_one(_params(*each, epochs, backbone)) for each in configurations})
 
 
 def _params(depth: int, rate: float, epochs: int, backbone: str) -> Params:
@@ -121,32 +121,39 @@ def _params(depth: int, rate: float, epochs: int, backbone: str) -> Params:
     return load_params(ROOT / "presets" / "sample.yaml").with_values(values)
 
 
-def _ours(params: Params, data: Data, environment: Any, folder: Path) -> float:
+def _ours(data: Data, environment: Any, folder: Path) -> RunOne:
+    """As a worker of ``src.tune`` runs them."""
     from src import paths
     from src.system.log import get_logger
-    from src.tuning.trial import SearchData, run_trial
+    from src.tuning.phase import Search
+    from src.tuning.search_data import SearchData
+    from src.tuning.trial import Trials
     from src.tuning.worker import score
 
-    paths.ACTIVATIONS, paths.CACHE = folder / "activations", folder
-    result = run_trial(
-        params,
+    paths.ACTIVATIONS = folder / "activations"
+    search = Search(
         SearchData(data.train, data.val),
-        environment=environment,
-        on_epoch=lambda _: None,
-        log=get_logger("benchmark"),
+        environment,
+        get_logger("benchmark"),
         also_keep=DEPTHS,
         heads=folder / "heads",
     )
-    return score(result.fit, "val_auroc")
+    trials = Trials(search)
+    return lambda params: score(trials.run(params).fit, "val_auroc")
 
 
-def _usual(params: Params, data: Data, environment: Any, folder: Path) -> float:  # noqa: ARG001
-    """A network of its own for every trial, all of it run in every epoch; best val AUROC."""
+def _usual(data: Data, environment: Any, folder: Path) -> RunOne:  # noqa: ARG001
+    """A network of its own for every trial, all of it run in every epoch."""
+    return lambda params: _fit_usual(params, data)
+
+
+def _fit_usual(params: Params, data: Data) -> float:
+    """Best val AUROC."""
     import keras
 
     from src.model.classifier import FEATURE_SCALE, POOLED, build_classifier
     from src.model.freezing import unfreeze
-    from src.tuning.trial import start_phase
+    from src.tuning.phase import start_phase
 
     start_phase(params.train.seed)
     model = build_classifier(params.model)

@@ -22,11 +22,11 @@ def folded(trunk: "keras.Model") -> "keras.Model":
     """
     import keras
 
+    consumers = _consumers(trunk)
     after = {
-        normalisation.name: convolution.name
-        for convolution in trunk.layers
-        if (normalisation := _only_batch_norm_after(convolution)) is not None
-        and normalisation in trunk.layers
+        found[0].name: layer.name
+        for layer in trunk.layers
+        if (found := consumers.get(layer, [])) and _folds_into(found, layer)
     }
 
     def call(layer: "keras.layers.Layer", *args: Any, **kwargs: Any) -> Any:
@@ -41,12 +41,24 @@ def folded(trunk: "keras.Model") -> "keras.Model":
     return copy
 
 
-def _only_batch_norm_after(layer: "keras.layers.Layer") -> "keras.layers.Layer | None":
-    """The BatchNorm that alone reads a convolution with bias and no activation; None if not so."""
+def _consumers(model: "keras.Model") -> "dict[keras.Operation, list[keras.Operation]]":
+    """What reads the output of each operation within ``model``.
+
+    Every cut of a classifier is a model of its own on the same layers, whose readings are none of
+    this one's.
+    """
+    consumers: dict[keras.Operation, list[keras.Operation]] = {}
+    for node in (each for nodes in model._nodes_by_depth.values() for each in nodes):
+        for parent in node.parent_nodes:
+            consumers.setdefault(parent.operation, []).append(node.operation)
+    return consumers
+
+
+def _folds_into(consumers: "list[keras.Operation]", layer: "keras.layers.Layer") -> bool:
+    """Whether BatchNorm alone reads a convolution with bias and no activation."""
     import keras
 
-    consumers = [node.operation for node in layer._outbound_nodes]
-    foldable = (
+    return (
         type(layer) is keras.layers.Conv2D
         and layer.use_bias
         and layer.activation is keras.activations.linear
@@ -54,7 +66,6 @@ def _only_batch_norm_after(layer: "keras.layers.Layer") -> "keras.layers.Layer |
         and len(consumers) == 1
         and type(consumers[0]) is keras.layers.BatchNormalization
     )
-    return consumers[0] if foldable else None
 
 
 def _folded_weights(

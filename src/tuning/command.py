@@ -86,7 +86,7 @@ def check_options(options: Options) -> None:
 def _identity(params: Params) -> dict[str, Any]:
     from src.data.identity import dataset_identity
     from src.system.code import training_code_digest
-    from src.tuning.trial import load_data
+    from src.tuning.search_data import load_data
 
     data = load_data(subset=params.tune.subset, seed=params.train.seed)
     about = dataset_identity(data.train, data.val)

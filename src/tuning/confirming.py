@@ -113,29 +113,22 @@ def main(job: Job, best: Mapping[str, Any], pipe: Connection) -> None:
 
 def _scores(job: Job, best: Mapping[str, Any]) -> dict[str, Any]:
     from src.system.log import get_logger
-    from src.tuning.trial import load_data, result_key, run_trial
+    from src.tuning.phase import Search, result_key
+    from src.tuning.search_data import load_data
+    from src.tuning.trial import Trials
     from src.tuning.worker import start_for
 
-    search = load_data(subset=None, seed=0)
-    environment = start_for(job)
     settings = {"present": job.params, "best": job.params.with_values(best)}
     depths = [params.finetune.depth for params in settings.values()]
+    data = load_data(subset=None, seed=0)
+    search = Search(data, start_for(job), get_logger("tune"), also_keep=depths)
+    trials = Trials(search)
 
     def train(params: Params) -> float:
-        key = result_key(params, search, environment, sections=("model", "train", "finetune"))
+        key = result_key(params, search, sections=("model", "train", "finetune"))
+        objective = params.tune.objective
         return kept_score(
-            f"{key[:32]}-{params.tune.objective}",
-            lambda: score(
-                run_trial(
-                    params,
-                    search,
-                    environment=environment,
-                    on_epoch=lambda _: None,
-                    log=get_logger("tune"),
-                    also_keep=depths,
-                ).fit,
-                params.tune.objective,
-            ),
+            f"{key[:32]}-{objective}", lambda: score(trials.run(params).fit, objective)
         )
 
     seeds = seeds_after(job.params.finetune.seed)

@@ -105,14 +105,18 @@ class _Worker:
     """Holds what all trials of a process share."""
 
     def __init__(self, job: Job, stop: StopSignal, log: Logger) -> None:
+        from src.tuning.phase import Search
+        from src.tuning.search_data import load_data
+        from src.tuning.space import depths
         from src.tuning.study import load_study
-        from src.tuning.trial import load_data
+        from src.tuning.trial import Trials
 
         self.job, self.stop, self.log = job, stop, log
         self.params = job.params
         self.study = load_study(job.url, job.study, job.params.tune)
-        self.search = load_data(subset=job.params.tune.subset, seed=job.params.train.seed)
-        self.environment = start_for(job)
+        self.data = load_data(subset=job.params.tune.subset, seed=job.params.train.seed)
+        search = Search(self.data, start_for(job), log, also_keep=depths(job.params))
+        self.trials = Trials(search)
 
     def work(self) -> None:
         """Claim and run trials while there are any to claim."""
@@ -172,22 +176,12 @@ class _Worker:
         return value
 
     def _train(self, trial: "optuna.Trial", params: Params, run: "TrialRun") -> "TrialResult":
-        from src.tuning.space import depths
-        from src.tuning.trial import run_trial
-
         def hear(epoch: "Epoch") -> None:
             with self.stop.deferring():
                 run.log_epoch(epoch.epoch, asdict(epoch))
                 report(trial, getattr(epoch, params.tune.objective), epoch.epoch)
 
-        return run_trial(
-            params,
-            self.search,
-            environment=self.environment,
-            on_epoch=hear,
-            log=self.log,
-            also_keep=depths(self.params),
-        )
+        return self.trials.run(params, hear)
 
     def _keep_weights(
         self, trial: "optuna.Trial", result: "TrialResult", value: float, run: "TrialRun"
@@ -225,15 +219,16 @@ class _Worker:
 
     def _record(self, params: Params) -> "RunRecord":
         from src.data.identity import dataset_identity, split_kind
+        from src.model.class_weights import class_weights
         from src.tracking.records import RunRecord
-        from src.tuning.trial import class_weights_of
 
         split = split_kind()
+        weights = class_weights(self.data.train.labels, params.finetune.class_weights)
         return RunRecord(
             stage="finetune",
             params=params.sections("split", "model", "train", "finetune"),
-            dataset=dataset_identity(self.search.train, self.search.val),
-            class_weights=class_weights_of(params, self.search).as_dict(),
+            dataset=dataset_identity(self.data.train, self.data.val),
+            class_weights=weights.as_dict(),
             schedule=params.finetune.schedule.model_dump(),
             initial_weights_sha256="",
             slide_disjoint=split.slide_disjoint,

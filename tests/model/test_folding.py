@@ -45,3 +45,17 @@ def test_what_another_layer_reads_is_not_folded():
     model.layers[2].set_weights(list(np.array([[2.0, 3], [1, 1], [0.5, 0.5], [4, 9]])))
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
     np.testing.assert_array_equal(folded(model)(x), model(x, training=False))
+
+
+def test_other_cuts_of_the_classifier_change_nothing():
+    """Catches layers left unfolded because another cut reads them too: other bits, by the order in
+    which depths are tried."""
+    import keras
+
+    from src.model.classifier import build_classifier
+    from src.model.folding import folded
+    from src.model.freezing import cut
+
+    model = build_classifier(SMALL)
+    trunk = [cut(model, backbone="resnet50", depth=depth)[0] for depth in (3, 1, 9, 0)][-1]
+    assert not any(isinstance(x, keras.layers.BatchNormalization) for x in folded(trunk).layers)

@@ -139,3 +139,17 @@ def test_a_depth_that_the_backbone_lacks_is_refused():
     deep = tiny.model_copy(update={"tune": tune(space={"finetune.depth": {"choice": [4, 5]}})})
     with pytest.raises(space.SpaceError, match="≤ 4, the residual blocks of resnet_tiny"):
         space.check_depths(deep)
+
+
+@pytest.mark.parametrize(
+    ("dimension", "expected"),
+    [({"choice": [0, 3, 1]}, [0, 3, 1]), ({"linear": [1, 4]}, [1, 2, 3, 4]), (None, [3])],
+    ids=str,
+)
+def test_the_depths_that_trials_may_have(dimension, expected):
+    """Catches depths whose frozen layers are computed once more for each."""
+    searched = {"finetune.depth": dimension} if dimension else {}
+    rate = {"finetune.learning_rate": {"log": [1e-5, 1e-3]}}
+    assert space.depths(params().model_copy(update={"tune": tune(space=rate | searched)})) == (
+        expected
+    )
