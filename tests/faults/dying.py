@@ -40,7 +40,7 @@ def _at_call(owner: Any, name: str, number: int, then: Callable[..., None] = die
 def _in_cache_fill() -> None:
     from src.model.activations import ActivationFile
 
-    _at_call(ActivationFile, "_write_ledger", 2)
+    _at_call(ActivationFile, "write_ledger", 2)
 
 
 def _before_the_first_checkpoint() -> None:
