@@ -33,7 +33,8 @@ def _lines(task: str, total: int, unit: str, log: Logger) -> Advance:
             last = now
             rate = done / (now - started)
             eta_s = (total - done) / rate if rate else float("inf")
-            log.info(f"{task} {done:,} of {total:,} {unit}, {rate:,.0f}/s, {eta_s:,.0f} s left")
+            speed = f"{rate:,.0f}/s" if rate >= 1 or not rate else f"{1 / rate:,.0f} s each"
+            log.info(f"{task} {done:,} of {total:,} {unit}, {speed}, {eta_s:,.0f} s left")
 
     return advance
 

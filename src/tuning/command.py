@@ -197,12 +197,18 @@ def _close_dead(log: Logger) -> None:
         log.warning(f"{error}; runs of dead workers are closed at the next start")
 
 
-def _confirmed(job: Job, best: Best, log: Logger) -> "Comparison":
+def _confirmed(job: Job, best: Best, log: Logger) -> "Comparison | None":
     from src.tuning.confirming import N_SEEDS, confirm
 
+    if all(job.params.value(name) == value for name, value in best.settings.items()):
+        log.info("the best setting is the present one: there is no gain to confirm")
+        return None
     log.info(f"trains the best and the present setting with {N_SEEDS} seeds each")
     all_threads = job.params.runtime.threads or os.cpu_count() or 1
-    return confirm(replace(job, threads=all_threads), best.settings)
+    found = confirm(replace(job, threads=all_threads), best.settings, log)
+    for seed, present, best_value in zip(found.seeds, found.present, found.best, strict=True):
+        log.info(f"seed {seed}: present {present:.4f}, best {best_value:.4f}")
+    return found
 
 
 def _next_command(study: "optuna.Study", params: Params, options: Options) -> str:

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from logging import Logger
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -10,6 +11,7 @@ from src import paths
 from src.params import Params
 from src.system.durable import read_json, write_json
 from src.system.errors import ProjectError
+from src.system.progress import progress
 from src.tuning.worker import Job, score, write_to
 
 N_SEEDS = 3
@@ -56,7 +58,7 @@ def with_seed(params: Params, seed: int) -> Params:
     )
 
 
-def confirm(job: Job, best: Mapping[str, Any]) -> Comparison:
+def confirm(job: Job, best: Mapping[str, Any], log: Logger) -> Comparison:
     """Train both settings with three seeds in a process of their own; all epochs, all patches.
 
     Scores are kept on the way: after a kill, only what is missing is trained.
@@ -73,8 +75,11 @@ def confirm(job: Job, best: Mapping[str, Any]) -> Comparison:
     process = context.Process(target=main, args=(job, best, theirs))
     process.start()
     theirs.close()
+    n_epochs = N_SEEDS * sum(params.finetune.epochs for params in _settings(job, best).values())
     try:
-        answer = ours.recv()
+        with progress("confirmed:", n_epochs, "epochs of fine-tuning", log) as advance:
+            while isinstance(answer := ours.recv(), int):
+                advance(answer)
     except EOFError as error:
         raise ProjectError(
             f"the confirmation died; see {job.log_file(_NAME)}, then run it again: what it has "
@@ -96,7 +101,9 @@ def seeds_after(seed: int) -> list[int]:
 
 
 def main(job: Job, best: Mapping[str, Any], pipe: Connection) -> None:
-    """Train, and send the scores through ``pipe``; a text where that fails."""
+    """Train, and send through ``pipe`` how many epochs are done, again and again, and at last the
+    scores; a text where that fails.
+    """
     from src.system.log import configure
     from src.tuning.stopping import stop_with_parent
 
@@ -106,30 +113,48 @@ def main(job: Job, best: Mapping[str, Any], pipe: Connection) -> None:
     stop_with_parent()
     configure(job.params.runtime.verbosity)
     try:
-        pipe.send(_scores(job, best))
+        pipe.send(_scores(job, best, advance=pipe.send))
     except ProjectError as error:
         pipe.send(str(error))
 
 
-def _scores(job: Job, best: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(job: Job, best: Mapping[str, Any]) -> dict[str, Params]:
+    return {"present": job.params, "best": job.params.with_values(best)}
+
+
+def _scores(
+    job: Job, best: Mapping[str, Any], *, advance: Callable[[int], object]
+) -> dict[str, Any]:
     from src.system.log import get_logger
     from src.tuning.phase import Search, result_key
     from src.tuning.search_data import load_data
     from src.tuning.trial import Trials
     from src.tuning.worker import start_for
 
-    settings = {"present": job.params, "best": job.params.with_values(best)}
-    depths = [params.finetune.depth for params in settings.values()]
-    data = load_data(subset=None, seed=0)
-    search = Search(data, start_for(job), get_logger("tune"), also_keep=depths)
+    settings = _settings(job, best)
+    search = Search(
+        load_data(subset=None, seed=0),
+        start_for(job),
+        get_logger("tune"),
+        also_keep=[params.finetune.depth for params in settings.values()],
+    )
     trials = Trials(search)
 
     def train(params: Params) -> float:
         key = result_key(params, search, sections=("model", "train", "finetune"))
         objective = params.tune.objective
-        return kept_score(
-            f"{key[:32]}-{objective}", lambda: score(trials.run(params).fit, objective)
+        left = params.finetune.epochs
+
+        def hear(_: object) -> None:
+            nonlocal left
+            left -= 1
+            advance(1)
+
+        value = kept_score(
+            f"{key[:32]}-{objective}", lambda: score(trials.run(params, hear).fit, objective)
         )
+        advance(left)  # of a training that stopped early, or was kept
+        return value
 
     seeds = seeds_after(job.params.finetune.seed)
     scores: dict[str, list[float]] = {name: [] for name in settings}

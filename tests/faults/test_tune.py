@@ -167,6 +167,33 @@ def test_ctrl_c_ends_cleanly_and_apply_writes_the_best(project):
     assert applied["train"]["learning_rate"] == best["train"]["learning_rate"]
 
 
+def test_the_gain_is_confirmed_with_other_seeds(project):
+    """Catches a gain that isn't that of the trainings, and trainings that are done twice."""
+    yaml = YAML()
+    params = yaml.load(project / "params.yaml")
+    params["finetune"]["learning_rate"] = 0.00033  # no trial had it, so the best is another
+    yaml.dump(params, project / "params.yaml")
+    command = ("src.tune", "--study", "stopped", "--confirm")
+    said = _end(_begin(project, *command))
+    found = read_json(project / "reports" / "tune" / "confirmation.json")
+    assert found["seeds"] == [2, 3, 4]
+    differences = [b - p for b, p in zip(found["best"], found["present"], strict=True)]
+    assert found["gain"] == pytest.approx(sum(differences) / 3)
+    assert len(set(found["present"] + found["best"])) > 1
+    assert f"gain over the present params.yaml: {found['gain']:+.4f} (" in said
+    kept = _kept(project)
+    assert len(kept) == 6
+    _end(_begin(project, *command))
+    assert _kept(project) == kept
+    assert read_json(project / "reports" / "tune" / "confirmation.json") == found
+
+
+def _kept(root: Path) -> dict[str, int]:
+    """When each score of a confirmation was written."""
+    folder = root / ".cache" / "tune" / "confirmed"
+    return {file.name: file.stat().st_mtime_ns for file in folder.glob("*.json")}
+
+
 def _first_trial(root: Path, study: str) -> optuna.trial.FrozenTrial:
     """The first trial that is training."""
 

@@ -159,6 +159,14 @@ def test_a_confirmation_that_fails_costs_no_report(project, monkeypatch):
     assert (project / "reports/tune/best.yaml").exists()
 
 
+@pytest.mark.usefixtures("project")
+def test_a_best_that_is_the_present_needs_no_confirmation(monkeypatch, caplog):
+    """Catches six trainings of one setting."""
+    monkeypatch.setattr("src.tuning.confirming.confirm", lambda *_: pytest.fail("trains"))
+    _tune(monkeypatch, _complete, n_trials=1, confirm=True)
+    assert "the best setting is the present one" in caplog.text
+
+
 def test_a_store_that_fails_at_the_end_costs_no_apply(project, monkeypatch):
     """Catches best parameters that are found and not applied; the second time only applies."""
 
