@@ -135,7 +135,7 @@ def _ours(data: Data, environment: Any, folder: Path) -> RunOne:
         SearchData(data.train, data.val),
         environment,
         get_logger("benchmark"),
-        also_keep=DEPTHS,
+        depths=DEPTHS,
         heads=folder / "heads",
     )
     trials = Trials(search)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ _CODE = [
             "backbone",
             "classifier",
             "folding",
+            "frozen",
             "inputs",
             "preprocessing",
             "shared_pass",
@@ -43,6 +43,11 @@ class Boundary:
 
     Pooled features (depth 0) are kept in float32 whatever ``cache.dtype`` says: they are small, and
     standardising them would magnify the rounding.
+
+    Attributes
+    ----------
+    identity : what the activations of given patches depend on, the weights of this moment included
+    shape, dtype : of a patch's activations, as they are kept
     """
 
     def __init__(
@@ -56,23 +61,18 @@ class Boundary:
         self.model = model
         self.dtype: np.dtype[Any] = np.dtype("float32" if depth == 0 else cache_params.dtype)
         self.shape: tuple[int, ...] = model.output_shape[1:]
-        self._environment = environment
+        self.identity = {
+            "architecture": architecture_sha256(model),
+            "weights": weights_sha256(model),
+            "dtype": self.dtype.name,
+            "environment": {name: environment.get(name) for name in _DECIDES_BITS},
+            "code": files_digest(*_CODE),
+        }
 
     @property
     def patch_bytes(self) -> int:
         """Disk that the activations of a patch take in one view."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What the activations of given patches depend on."""
-        return {
-            "architecture": architecture_sha256(self.model),
-            "weights": weights_sha256(self.model),
-            "dtype": self.dtype.name,
-            "environment": {name: self._environment.get(name) for name in _DECIDES_BITS},
-            "code": files_digest(*_CODE),
-        }
 
     def identity_of(self, patches: LabelledPatches) -> dict[str, Any]:
         """What the activations of these patches depend on."""

@@ -103,10 +103,9 @@ class CachedInputs:
         n_patches = min(n_missing, len(self._patches))
         with (
             progress(task, n_patches, "patches", self._log) as advance,
-            self._shared.computing(wanted) if self._shared else nullcontext() as forward,
+            self._shared.computing(wanted) if self._shared else nullcontext(self._alone) as forward,
         ):
-            compute = partial(self._compute_block, forward or self._alone)
-            entry.fill(wanted, compute, advance=advance)
+            entry.fill(wanted, partial(self._compute_block, forward), advance=advance)
 
     def __call__(self, batch: Batch) -> Any:
         import tensorflow as tf

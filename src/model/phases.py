@@ -4,7 +4,7 @@
 is computed once and kept (``cache.py``). Both change the model in place.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from logging import Logger
@@ -23,6 +23,7 @@ from src.model.class_weights import ClassWeights
 from src.model.fast_gradient import fast_input_gradients
 from src.model.features import standardise_features
 from src.model.freezing import BatchNormMode, cut, unfreeze
+from src.model.frozen import FrozenBackbone
 from src.model.loop import Epoch, Fit, Phase, Score, fit
 from src.model.precision import bfloat16_layers, uses_bfloat16
 from src.model.replicas import in_replicas
@@ -48,8 +49,8 @@ class Setting:
     checkpoint : where the state is kept while the phase runs
     auroc : labels, logits → area under the ROC curve
     on_epoch : hears of every epoch, in order, after a resume too
-    also_keep : depths whose activations others will need: where patches go through the frozen
-        layers for this phase, those are kept too
+    frozen : the backbone before fine-tuning, cut at depths whose activations others will need:
+        where patches go through frozen layers for this phase, those are kept too
     """
 
     train: LabelledPatches
@@ -65,7 +66,7 @@ class Setting:
     on_epoch: Callable[[Epoch], None]
     log: Logger
     activations: Path = paths.ACTIVATIONS
-    also_keep: Sequence[int] = ()
+    frozen: FrozenBackbone | None = None
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,10 @@ def make_phase(
     backbone = setting.model.backbone
     unfreeze(model, backbone=backbone, depth=depth, batch_norm=batch_norm)
     trunk_model, tail = cut(model, backbone=backbone, depth=depth)
-    trunk = Trunk(
-        _boundary(trunk_model, depth, setting),
-        beside=_boundaries_beside(model, depth, setting),
-        cache=cache,
-        log=setting.log,
+    boundary = trunk_model and Boundary(
+        trunk_model, depth=depth, cache_params=setting.cache, environment=setting.environment
     )
+    trunk = Trunk(boundary, depth=depth, cache=cache, log=setting.log, frozen=setting.frozen)
     # val first: it is small, and met in every epoch
     val_inputs = trunk.inputs(setting.val, views=1, passes=params.epochs)
     augment = params.augment if isinstance(params, FinetuneParams) else None
@@ -171,23 +170,6 @@ def make_phase(
         checkpoint_s=60 * setting.runtime.checkpoint_minutes,
         free_disk=cache.give_way,
     )
-
-
-def _boundaries_beside(model: "keras.Model", depth: int, setting: Setting) -> list[Boundary]:
-    """Those of ``setting.also_keep``, the smallest first."""
-    if setting.environment["gpus"]:
-        return []  # that the bits are the same was not tested there
-    backbone = setting.model.backbone
-    depths = sorted(set(setting.also_keep) - {depth})
-    cuts = ((d, cut(model, backbone=backbone, depth=d)[0]) for d in depths)
-    found = (_boundary(trunk, d, setting) for d, trunk in cuts)
-    return [boundary for boundary in found if boundary is not None]
-
-
-def _boundary(trunk: "keras.Model | None", depth: int, setting: Setting) -> Boundary | None:
-    if trunk is None:
-        return None
-    return Boundary(trunk, depth=depth, cache_params=setting.cache, environment=setting.environment)
 
 
 def step_ways(runtime: RuntimeParams, *, depth: int, n_gpus: int) -> dict[str, bool]:

@@ -1,6 +1,5 @@
 """A split's inputs to the tail: through the frozen trunk and its cache, where there is a trunk."""
 
-from collections.abc import Sequence
 from functools import cached_property
 from logging import Logger
 from typing import TYPE_CHECKING, Any
@@ -9,43 +8,47 @@ from src.data.labelled import LabelledPatches
 from src.model.boundary import Boundary
 from src.model.cache import ActivationCache
 from src.model.folding import folded
+from src.model.frozen import FrozenBackbone
 from src.model.inputs import CachedInputs, Forward, Inputs, PixelInputs, trunk_forward
-from src.model.shared_pass import SharedForwards, SharedPass
+from src.model.shared_pass import SharedPass
 
 if TYPE_CHECKING:
     import keras
 
 
 class Trunk:
-    """The frozen part of a classifier, computed once for all who need it.
+    """The frozen part of a classifier cut at ``depth``, computed once for all who need it.
 
     ``boundary`` is None where nothing is frozen: the tail then takes the pixels. Where patches have
-    to go through the trunk, the activations at the boundaries ``beside`` are kept on the way.
+    to go through it and ``frozen`` is the same backbone, activations at the other depths of
+    ``frozen`` are kept on the way.
     """
 
     def __init__(
         self,
         boundary: Boundary | None,
         *,
-        beside: Sequence[Boundary] = (),
+        depth: int,
         cache: ActivationCache,
         log: Logger,
+        frozen: FrozenBackbone | None = None,
     ) -> None:
         self._boundary = boundary
-        self._beside = beside
+        self._depth = depth
         self._cache = cache
         self._log = log
+        same = None if frozen is None else frozen.boundaries.get(depth)
+        is_same = boundary is not None and same is not None and same.identity == boundary.identity
+        self._frozen = frozen if is_same else None
 
     @cached_property
     def _forward(self) -> Forward:
         """Made when it is needed: that takes half a second, and all may be on disk."""
+        if self._frozen is not None:
+            forward = self._frozen.forward([self._depth])
+            return lambda pixels: forward(pixels)[0]
         assert self._boundary is not None
         return trunk_forward(folded(self._boundary.model))
-
-    @cached_property
-    def _shared(self) -> SharedForwards:
-        assert self._boundary is not None
-        return SharedForwards(self._boundary.model)
 
     def augmented(self, patches: LabelledPatches, augmentation: "keras.Model") -> Inputs:
         """``patches`` in new colours every time: their pixels are needed, so nothing is kept."""
@@ -81,5 +84,13 @@ class Trunk:
             shape=own.shape,
             dtype=own.dtype,
             log=self._log,
-            shared=SharedPass(self._shared, self._beside, patches, **met, cache=cache),
+            shared=self._shared_pass(patches, views=views, passes=passes),
         )
+
+    def _shared_pass(
+        self, patches: LabelledPatches, *, views: int, passes: int
+    ) -> SharedPass | None:
+        if self._frozen is None:
+            return None
+        met = {"views": views, "passes": passes}
+        return SharedPass(self._frozen, self._depth, patches, **met, cache=self._cache)

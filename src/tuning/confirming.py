@@ -136,7 +136,7 @@ def _scores(
         load_data(subset=None, seed=0),
         start_for(job),
         get_logger("tune"),
-        also_keep=[params.finetune.depth for params in settings.values()],
+        depths=[params.finetune.depth for params in settings.values()],
     )
     trials = Trials(search)
 

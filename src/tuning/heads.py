@@ -18,15 +18,25 @@ from src.tuning.tidying import keep_newest, mark_used
 if TYPE_CHECKING:
     import keras
 
+    from src.model.frozen import FrozenBackbone
+
 _KEPT = 16  # of a big ResNet 100 MB each
 
 
 @dataclass(frozen=True)
 class Head:
-    """A classifier whose head is fitted; ``sha256`` is the digest of its weights."""
+    """A classifier whose head is fitted.
+
+    Attributes
+    ----------
+    sha256 : digest of its weights
+    frozen : its backbone, cut at the depths that trials may have; None on a GPU, where it was not
+        tested that passes for one depth and for several give the same bits
+    """
 
     classifier: "keras.Model"
     sha256: str
+    frozen: "FrozenBackbone | None"
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class Heads:
     def __init__(self, search: Search) -> None:
         self._search = search
         self._loaded: _Loaded | None = None
+        self._backbone: FrozenBackbone | None = None
 
     def fitted(self, params: Params) -> Head:
         """The head that these parameters lead to, fitted now unless it was before.
@@ -66,18 +77,39 @@ class Heads:
             self._loaded.restore()
         else:
             self._loaded = None  # gives its memory back before the next one takes as much
-            self._loaded = self._load(folder)
+            self._loaded = self._load(folder, params)
         return self._loaded.head
 
-    def _load(self, folder: Path) -> "_Loaded":
+    def _load(self, folder: Path, params: Params) -> "_Loaded":
         from src.model.inference import load_classifier
         from src.model.replicas import device_scope
         from src.model.weights import weights_sha256
 
         with device_scope(int(self._search.environment["gpus"])):
             classifier = load_classifier(folder)
-        values = [variable.numpy() for variable in classifier.variables]
-        return _Loaded(folder, Head(classifier, weights_sha256(classifier)), values)
+        head = Head(classifier, weights_sha256(classifier), self._frozen(classifier, params))
+        return _Loaded(folder, head, [variable.numpy() for variable in classifier.variables])
+
+    def _frozen(self, classifier: "keras.Model", params: Params) -> "FrozenBackbone | None":
+        """Made once for all heads on the same backbone; at a moment when nothing is fine-tuned."""
+        from src.model.boundary import Boundary
+        from src.model.freezing import cut
+        from src.model.frozen import FrozenBackbone
+
+        if self._search.environment["gpus"]:
+            return None
+        backbone = params.model.backbone
+        about: dict[str, Any] = {
+            "cache_params": params.cache,
+            "environment": self._search.environment,
+        }
+        trunk, _ = cut(classifier, backbone=backbone, depth=0)
+        assert trunk is not None
+        whole = Boundary(trunk, depth=0, **about)
+        if self._backbone is None or self._backbone.boundaries[0].identity != whole.identity:
+            depths = [0, *self._search.depths]
+            self._backbone = FrozenBackbone(classifier, backbone=backbone, depths=depths, **about)
+        return self._backbone
 
     def _ensure(self, params: Params) -> Path:
         """The folder of the head; two processes that want the same one take turns."""
@@ -109,6 +141,12 @@ class Heads:
             classifier = build_classifier(params.model)
             load_initial_weights(classifier, params.model)
             initial = weights_sha256(classifier)
-            setting = phase_setting(params, params.train, self._search, initial_sha256=initial)
+            setting = phase_setting(
+                params,
+                params.train,
+                self._search,
+                initial_sha256=initial,
+                frozen=self._frozen(classifier, params),
+            )
             fitted = train_head(classifier, params.train, setting)
         save_phase(folder, classifier, fit=fitted.facts, timing=fitted.timing, run={})

@@ -16,6 +16,7 @@ from src.system.determinism import Environment
 from src.tuning.search_data import SearchData
 
 if TYPE_CHECKING:
+    from src.model.frozen import FrozenBackbone
     from src.model.loop import Epoch
     from src.model.phases import Setting
 
@@ -30,14 +31,14 @@ class Search:
 
     Attributes
     ----------
-    also_keep : depths that trials may have, see :class:`src.model.phases.Setting`
+    depths : that trials may have
     heads : folder of the fitted heads
     """
 
     data: SearchData
     environment: Environment
     log: Logger
-    also_keep: Sequence[int] = ()
+    depths: Sequence[int] = ()
     heads: Path = paths.TUNE_HEADS
 
 
@@ -55,6 +56,7 @@ def phase_setting(
     search: Search,
     *,
     initial_sha256: str,
+    frozen: "FrozenBackbone | None",
     on_epoch: OnEpoch = lambda _: None,
 ) -> "Setting":
     """What the phase of ``section`` is given."""
@@ -76,7 +78,7 @@ def phase_setting(
         on_epoch=on_epoch,
         log=search.log,
         activations=paths.ACTIVATIONS,
-        also_keep=search.also_keep,
+        frozen=frozen,
     )
 
 

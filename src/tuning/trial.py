@@ -47,7 +47,12 @@ class Trials:
         section = params.finetune
         with device_scope(int(self._search.environment["gpus"])):
             setting = phase_setting(
-                params, section, self._search, initial_sha256=head.sha256, on_epoch=on_epoch
+                params,
+                section,
+                self._search,
+                initial_sha256=head.sha256,
+                frozen=head.frozen,
+                on_epoch=on_epoch,
             )
             fitted = finetune_top(head.classifier, section, setting)
         return TrialResult(head.classifier, fitted.facts, fitted.timing)

@@ -115,7 +115,7 @@ class _Worker:
         self.params = job.params
         self.study = load_study(job.url, job.study, job.params.tune)
         self.data = load_data(subset=job.params.tune.subset, seed=job.params.train.seed)
-        search = Search(self.data, start_for(job), log, also_keep=depths(job.params))
+        search = Search(self.data, start_for(job), log, depths=depths(job.params))
         self.trials = Trials(search)
 
     def work(self) -> None:

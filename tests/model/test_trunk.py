@@ -40,8 +40,9 @@ def _boundary(model=None, *, depth=0, dtype="float16", environment=None, **chang
     )
 
 
-def _trunk(boundary: Boundary, folder) -> Trunk:
-    return Trunk(boundary, cache=ActivationCache(folder, max_bytes=10**9, log=LOG), log=LOG)
+def _trunk(boundary: Boundary, folder, *, depth: int = 0) -> Trunk:
+    cache = ActivationCache(folder, max_bytes=10**9, log=LOG)
+    return Trunk(boundary, depth=depth, cache=cache, log=LOG)
 
 
 def _features(trunk: Trunk) -> np.ndarray:
@@ -94,7 +95,9 @@ def test_augmented_patches_go_through_the_trunk_in_their_colours_and_views(tmp_p
     """Catches colours that are lost, views that are skipped, and a trunk in training mode."""
     params = AugmentParams(stain=0.05, brightness=0.2, contrast=0.2)
     boundary = _boundary(depth=2)
-    inputs = _trunk(boundary, tmp_path).augmented(PATCHES, build_augmentation(params, seed=3))
+    inputs = _trunk(boundary, tmp_path, depth=2).augmented(
+        PATCHES, build_augmentation(params, seed=3)
+    )
     same = build_augmentation(params, seed=3)  # the same random numbers
     for batch in list(ordered_batches(70, batch_size=16, view=4))[:2]:
         pixels = apply_views(PATCHES.pixels[batch.positions], batch.views)

@@ -162,6 +162,7 @@ def test_a_confirmation_that_fails_costs_no_report(project, monkeypatch):
 @pytest.mark.usefixtures("project")
 def test_a_best_that_is_the_present_needs_no_confirmation(monkeypatch, caplog):
     """Catches six trainings of one setting."""
+    caplog.set_level("INFO")
     monkeypatch.setattr("src.tuning.confirming.confirm", lambda *_: pytest.fail("trains"))
     _tune(monkeypatch, _complete, n_trials=1, confirm=True)
     assert "the best setting is the present one" in caplog.text

@@ -34,7 +34,7 @@ def _params(values: dict[str, Any]) -> Params:
     return load_params(paths.ROOT / "presets" / "sample.yaml").with_values({**BASE, **values})
 
 
-def _digests(folder, monkeypatch, trials: list[dict[str, Any]], *, also_keep=()) -> list[str]:
+def _digests(folder, monkeypatch, trials: list[dict[str, Any]], *, depths=()) -> list[str]:
     """Of the final weights of trials that one process runs, with nothing kept before."""
     from src.system.determinism import start_tensorflow
 
@@ -46,7 +46,7 @@ def _digests(folder, monkeypatch, trials: list[dict[str, Any]], *, also_keep=())
         ),
         start_tensorflow(runtime_params(xla="off"), seed=1),
         get_logger("test"),
-        also_keep=also_keep,
+        depths=depths,
         heads=folder / "heads",
     )
     runner = Trials(search)
@@ -59,7 +59,7 @@ def test_a_trial_finds_nothing_of_those_before(tmp_path, monkeypatch):
     alone = [_digests(tmp_path / str(i), monkeypatch, [trial])[0] for i, trial in enumerate(TRIALS)]
     order = [0, 1, 2, 0, 3, 1]
     mixed = _digests(
-        tmp_path / "mixed", monkeypatch, [TRIALS[i] for i in order], also_keep=(0, 1, 2, 3, 4)
+        tmp_path / "mixed", monkeypatch, [TRIALS[i] for i in order], depths=(0, 1, 2, 3, 4)
     )
     assert mixed == [alone[i] for i in order]
     assert len(set(alone)) == len(TRIALS)
