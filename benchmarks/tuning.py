@@ -70,7 +70,7 @@ def _timed(
         for way, configurations, threads in parts:
             ours, theirs = context.Pipe()
             arguments = (way, configurations, threads, patches, epochs, backbone, folder, theirs)
-            processes.append(context.Process(target=_serve, args=arguments))
+            processes.append(context.Process(target=_serve, args=arguments, daemon=True))
             processes[-1].start()
             theirs.close()
             pipes.append(ours)
