@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from src.model.backbone import BACKBONES
 from src.model.boundary import Boundary
 from src.model.folding import folded
 from src.model.freezing import cut
@@ -27,8 +28,8 @@ class FrozenBackbone:
 
     Attributes
     ----------
-    boundaries : by depth, in ascending order: the smallest activations first. A depth that leaves
-        nothing frozen has none
+    boundaries : by depth, in ascending order: the smallest activations first. Depths that leave
+        nothing frozen have none
     """
 
     def __init__(
@@ -43,12 +44,13 @@ class FrozenBackbone:
         import keras
 
         self.boundaries: dict[int, Boundary] = {}
-        for depth in sorted(set(depths)):
+        n_blocks = len(BACKBONES[backbone].blocks)
+        for depth in sorted({depth for depth in depths if depth < n_blocks}):
             trunk, _ = cut(classifier, backbone=backbone, depth=depth)
-            if trunk is not None:
-                self.boundaries[depth] = Boundary(
-                    trunk, depth=depth, cache_params=cache_params, environment=environment
-                )
+            assert trunk is not None
+            self.boundaries[depth] = Boundary(
+                trunk, depth=depth, cache_params=cache_params, environment=environment
+            )
         outputs = [boundary.model.output for boundary in self.boundaries.values()]
         copy = folded(keras.Model(classifier.input, outputs))
         self._input = copy.input

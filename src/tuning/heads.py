@@ -76,7 +76,7 @@ class Heads:
         if self._loaded is not None and self._loaded.folder == folder:
             self._loaded.restore()
         else:
-            self._loaded = None  # gives its memory back before the next one takes as much
+            self._loaded = None
             self._loaded = self._load(folder, params)
         return self._loaded.head
 
@@ -136,6 +136,7 @@ class Heads:
         from src.model.saving import save_phase
         from src.model.weights import load_initial_weights, weights_sha256
 
+        self._loaded = None  # gives its memory back
         start_phase(params.train.seed)
         with device_scope(int(self._search.environment["gpus"])):
             classifier = build_classifier(params.model)

@@ -95,6 +95,11 @@ def test_what_is_trained_later_does_not_reach_it(tmp_path):
     assert _kept(tmp_path / "alone").items() <= _kept(tmp_path / "shared").items()
 
 
+def test_depths_that_leave_nothing_frozen_have_no_boundary():
+    """Catches a search over backbones that ends because one of them has fewer blocks."""
+    assert list(Cuts().frozen(3, 4, 16, 0).boundaries) == [0, 3]
+
+
 def test_another_backbone_is_not_used(tmp_path):
     """Catches activations of other weights taken for a trunk's own."""
     cuts = Cuts()
