@@ -11,7 +11,7 @@ from src.system.errors import ProjectError
 from src.tuning import budget
 from src.tuning.space import PRESENT, trial_values
 from src.tuning.storage import locked
-from src.tuning.table import best_trial, shown, trials_table
+from src.tuning.table import best_trial, shown, sign_of, trials_table
 from src.tuning.worker import WEIGHTS, Job
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def summarise(
     for name, value in best.settings.items():
         was = "" if present[name] == value else f" (now {shown(present[name])})"
         log.info(f"  {name}: {shown(value)}{was}")
-    log.info(_confirmed(comparison) if comparison is not None else _measured(trials, best))
+    log.info(_confirmed(comparison) if comparison is not None else _measured(trials, params, best))
     log.info(f"{paths.TUNE_REPORT.relative_to(paths.ROOT)}/index.html shows all trials")
 
 
@@ -167,7 +167,7 @@ def _confirmed(comparison: "Comparison") -> str:
     )
 
 
-def _measured(trials: "list[FrozenTrial]", best: Best) -> str:
+def _measured(trials: "list[FrozenTrial]", params: Params, best: Best) -> str:
     first = [
         trial.value
         for trial in trials
@@ -175,7 +175,8 @@ def _measured(trials: "list[FrozenTrial]", best: Best) -> str:
     ]
     if not first or first[0] is None:
         return "gain over the present params.yaml: not measured; see --confirm"
+    gain = sign_of(params.tune.objective) * (best.value - first[0])
     return (
-        f"gain over the params.yaml it began with: {best.value - first[0]:+.4f}, one seed; "
+        f"gain over the params.yaml it began with: {gain:+.4f}, one seed; "
         "its uncertainty: --confirm"
     )

@@ -60,11 +60,17 @@ def tune(params: Params, options: Options, log: Logger) -> None:
         identity = plain(_identity(params))
         study = begin_study(url, options.study, params, identity)
         is_spent = budget.is_spent(study.get_trials(deepcopy=False), params.tune.n_trials)
+        comparison: Comparison | None = None
         if options.other_data or (options.apply and is_spent and not options.confirm):
             best = _applicable(study, params, identity, other_data=options.other_data)
         else:
-            best = _search(study, params, options, url, identity, log)
-    if options.apply:
+            best, comparison = _search(study, params, options, url, identity, log)
+    if comparison is not None and comparison.gain <= 0:
+        log.info(
+            "trained in full the best of the search is no better than params.yaml, which stays as "
+            "it is: more tune.epochs rank settings more as full training does"
+        )
+    elif options.apply:
         _apply(best, log)
     else:
         log.info(f"next: {_next_command(study, params, options)}, then: dvc repro")
@@ -114,7 +120,7 @@ def _search(
     url: str,
     identity: dict[str, Any],
     log: Logger,
-) -> Best:
+) -> "tuple[Best, Comparison | None]":
     """Spend the budget, then report what there is, whatever happens to the confirmation."""
     from src.tracking.tuning_runs import study_run
     from src.tuning.storage import locked, shown
@@ -144,7 +150,7 @@ def _search(
                 summarise(study, params, best, comparison, log)
         if best is None:
             raise nothing_found(study, params)
-    return best
+    return best, comparison
 
 
 def _job(params: Params, options: Options, url: str, key: str, run_id: str) -> Job:

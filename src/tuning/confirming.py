@@ -12,6 +12,7 @@ from src.params import Params
 from src.system.durable import read_json, write_json
 from src.system.errors import ProjectError
 from src.system.progress import progress
+from src.tuning.table import sign_of
 from src.tuning.worker import Job, score, write_to
 
 N_SEEDS = 3
@@ -22,7 +23,7 @@ _NAME = "confirm"  # of its log file
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scores of both settings, seed by seed, and their mean difference (best minus present)."""
+    """Scores of both settings, seed by seed, and by how much the best is better on average."""
 
     seeds: list[int]
     present: list[float]
@@ -32,15 +33,18 @@ class Comparison:
     high: float
 
 
-def compare(seeds: Sequence[int], present: Sequence[float], best: Sequence[float]) -> Comparison:
+def compare(
+    seeds: Sequence[int], present: Sequence[float], best: Sequence[float], *, objective: str
+) -> Comparison:
     """Mean of the paired differences with its 95 % interval (Student's t, n - 1 degrees).
 
-    The seeds are paired: the same one draws the same order, views and head for both.
+    The seeds are paired: the same one draws the same order, views and head for both. A gain above 0
+    is for the better whatever the objective.
     """
     import numpy as np
     from scipy.stats import t
 
-    differences = np.subtract(best, present)
+    differences = sign_of(objective) * np.subtract(best, present)
     n = len(differences)
     gain = float(differences.mean())
     error = float(differences.std(ddof=1)) / n**0.5
@@ -92,7 +96,7 @@ def confirm(job: Job, best: Mapping[str, Any], log: Logger) -> Comparison:
         ours.close()
     if isinstance(answer, str):
         raise ProjectError(answer)
-    return compare(**answer)
+    return compare(**answer, objective=job.params.tune.objective)
 
 
 def seeds_after(seed: int) -> list[int]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from src.params import Choice, LogRange, TuneParams
-from src.tuning.table import best_row, best_so_far, shown
+from src.tuning.table import best_row, best_so_far, shown, sign_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +104,7 @@ def parallel_coordinates(table: "pd.DataFrame", tune: TuneParams) -> "Figure":
     columns = [_unit(positions(complete[name], tune, name), tune, name) for name in names]
     values = complete["value"].to_numpy(float)
     columns.append(_spread(values))
-    goodness = _spread(values if tune.objective == "val_auroc" else -values)
+    goodness = _spread(sign_of(tune.objective) * values)
     colours = matplotlib.colormaps["Blues"](0.25 + 0.75 * goodness)
     best = best_row(table, objective=tune.objective)
     for row, (label, points) in enumerate(

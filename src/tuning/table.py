@@ -72,9 +72,14 @@ def best_so_far(table: "pd.DataFrame", *, objective: str) -> "pd.Series":
 
 def best_trial(trials: "Sequence[FrozenTrial]", *, objective: str) -> "FrozenTrial | None":
     """As :func:`best_row`, the trial itself."""
-    sign = 1 if objective == "val_auroc" else -1
+    sign = sign_of(objective)
     complete = [t for t in trials if t.state.name == "COMPLETE" and t.value is not None]
     return max(complete, key=lambda t: sign * (t.value or 0.0), default=None)
+
+
+def sign_of(objective: str) -> int:
+    """1 where a higher objective is better, -1 where a lower one is."""
+    return 1 if objective == "val_auroc" else -1
 
 
 def shown(value: Any) -> str:

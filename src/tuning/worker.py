@@ -21,6 +21,7 @@ from src.tuning import budget
 from src.tuning.claiming import claim_and_run, reason_of
 from src.tuning.stopping import Stopped, StopSignal
 from src.tuning.storage import reporting
+from src.tuning.table import sign_of
 
 if TYPE_CHECKING:
     import optuna
@@ -203,7 +204,7 @@ class _Worker:
 
         which, sha256 = self.params.tune.log_weights, str(result.fit[WEIGHTS])
         if which == "best":
-            better = value if self.params.tune.objective == "val_auroc" else -value
+            better = sign_of(self.params.tune.objective) * value
             keep_if_best(
                 self.job.study_key,
                 lambda file: save_model(result.model, file),

@@ -15,7 +15,7 @@ from src.tracking.store import TrackingError
 from src.tuning import budget, command, space
 from src.tuning.closing import NothingFound, best_of, nothing_found
 from src.tuning.command import Options, _next_command, check_options
-from src.tuning.confirming import kept_score, seeds_after
+from src.tuning.confirming import Comparison, kept_score, seeds_after
 from src.tuning.study import load_study
 from tests.tuning.support import params, tune
 
@@ -166,6 +166,16 @@ def test_a_best_that_is_the_present_needs_no_confirmation(monkeypatch, caplog):
     monkeypatch.setattr("src.tuning.confirming.confirm", lambda *_: pytest.fail("trains"))
     _tune(monkeypatch, _complete, n_trials=1, confirm=True)
     assert "the best setting is the present one" in caplog.text
+
+
+@pytest.mark.parametrize("gain", [-0.01, 0.0, 0.01])
+def test_what_is_confirmed_to_be_no_better_is_not_applied(project, monkeypatch, gain):
+    """Catches params.yaml made worse by a search whose own confirmation says so (both sides)."""
+    found = Comparison([2], [0.5], [0.5 + gain], gain, gain - 0.1, gain + 0.1)
+    monkeypatch.setattr(command, "_confirmed", lambda *_: found)
+    before = (project / "params.yaml").read_text()
+    _tune(monkeypatch, _complete, confirm=True, apply=True)
+    assert ((project / "params.yaml").read_text() != before) == (gain > 0)
 
 
 def test_a_store_that_fails_at_the_end_costs_no_apply(project, monkeypatch):

@@ -155,9 +155,13 @@ def test_lines_are_said_once_a_change(study):
     assert len([line for line in told if line.startswith("trial 1 complete")]) == 1
 
 
-def test_the_gain_is_paired_and_has_students_interval():
-    """Catches unpaired differences: here each is exactly 0.1, 0.2, 0.3."""
-    found = compare([1, 2, 3], [0.5, 0.6, 0.4], [0.6, 0.8, 0.7])
+@pytest.mark.parametrize(("objective", "sign"), [("val_auroc", 1), ("val_loss", -1)])
+def test_the_gain_is_paired_and_has_students_interval(objective, sign):
+    """Catches unpaired differences (here each is exactly 0.1, 0.2, 0.3), and a loss that gains by
+    growing."""
+    present = [0.5, 0.6, 0.4]
+    best = [0.5 + sign * 0.1, 0.6 + sign * 0.2, 0.4 + sign * 0.3]
+    found = compare([1, 2, 3], present, best, objective=objective)
     assert found.gain == pytest.approx(0.2)
     # 4.3027 is Student's 97.5 % point for 2 degrees; 0.1 / sqrt(3) the standard error
     assert found.high - found.gain == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
