@@ -39,7 +39,11 @@ def main(
     ] = False,
     confirm: Annotated[
         bool,
-        typer.Option("--confirm", help="Train the best and the present setting with 3 seeds each."),
+        typer.Option(
+            "--confirm",
+            help="Train the best and the present setting with 3 seeds each; with --apply, only a "
+            "best that is better is written.",
+        ),
     ] = False,
 ) -> None:
     """Search the space of params.yaml (section tune) for the best val AUROC; holdout stays closed.
