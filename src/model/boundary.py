@@ -12,6 +12,7 @@ from src.data.labelled import LabelledPatches
 from src.model.cache import ActivationCache, Entry
 from src.model.cache_plan import CachePlan, plan_cache
 from src.model.checkpoint import files_digest
+from src.model.freezing import cut
 from src.model.weights import weights_sha256
 from src.params import CacheParams
 from src.system.determinism import Environment
@@ -97,6 +98,21 @@ class Boundary:
         """Where that is kept; None where nothing is."""
         kind: dict[str, Any] = {"n": len(patches), "shape": self.shape, "dtype": self.dtype}
         return cache.entry(self.identity_of(patches), plan.n_bytes, **kind)
+
+
+def boundary_at(
+    depth: int,
+    classifier: "keras.Model",
+    *,
+    backbone: str,
+    cache_params: CacheParams,
+    environment: Environment,
+) -> Boundary | None:
+    """Where ``depth`` cuts a classifier; None where that leaves nothing frozen."""
+    trunk, _ = cut(classifier, backbone=backbone, depth=depth)
+    if trunk is None:
+        return None
+    return Boundary(trunk, depth=depth, cache_params=cache_params, environment=environment)
 
 
 def architecture_sha256(model: "keras.Model") -> str:

@@ -46,12 +46,13 @@ def unfreeze(model: "keras.Model", *, backbone: str, depth: int, batch_norm: Bat
 def boundary_layer(*, backbone: str, depth: int) -> str | None:
     """Name of the layer whose output the tail of ``depth`` blocks starts from.
 
-    The pooled features at depth 0; None when everything is trained and there is no trunk.
+    The pooled features at depth 0; None when everything is trained and there is no trunk, at the
+    number of blocks and beyond.
     """
     blocks = BACKBONES[backbone].blocks
     if depth == 0:
         return POOLED
-    if depth == len(blocks):
+    if depth >= len(blocks):
         return None
     return f"{blocks[-depth - 1]}_out"
 

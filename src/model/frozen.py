@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src.model.backbone import BACKBONES
-from src.model.boundary import Boundary
+from src.model.boundary import Boundary, boundary_at
 from src.model.folding import folded
-from src.model.freezing import cut
 from src.params import CacheParams
 from src.system.determinism import Environment
 
 if TYPE_CHECKING:
     import keras
 
-Forward = Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]
+SharedForward = Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]
 """uint8 patches (k, 96, 96, 3) → their activations (k, …) at each boundary asked for."""
 
 
@@ -44,27 +42,35 @@ class FrozenBackbone:
         import keras
 
         self.boundaries: dict[int, Boundary] = {}
-        n_blocks = len(BACKBONES[backbone].blocks)
-        for depth in sorted({depth for depth in depths if depth < n_blocks}):
-            trunk, _ = cut(classifier, backbone=backbone, depth=depth)
-            assert trunk is not None
-            self.boundaries[depth] = Boundary(
-                trunk, depth=depth, cache_params=cache_params, environment=environment
+        for depth in sorted(set(depths)):
+            boundary = boundary_at(
+                depth,
+                classifier,
+                backbone=backbone,
+                cache_params=cache_params,
+                environment=environment,
             )
+            if boundary is not None:
+                self.boundaries[depth] = boundary
         outputs = [boundary.model.output for boundary in self.boundaries.values()]
         copy = folded(keras.Model(classifier.input, outputs))
         self._input = copy.input
         self._outputs = dict(zip(self.boundaries, copy.outputs, strict=True))
-        self._forwards: dict[tuple[int, ...], Forward] = {}
+        self._forwards: dict[tuple[int, ...], SharedForward] = {}
 
-    def forward(self, depths: Iterable[int]) -> Forward:
+    def is_same_at(self, depth: int, boundary: Boundary | None) -> bool:
+        """Whether its activations at ``depth`` are those at ``boundary``."""
+        own = self.boundaries.get(depth)
+        return own is not None and boundary is not None and own.identity == boundary.identity
+
+    def forward(self, depths: Iterable[int]) -> SharedForward:
         """A pass in inference mode that gives the activations at these depths, in their order."""
         key = tuple(depths)
         if key not in self._forwards:
             self._forwards[key] = self._compiled(key)
         return self._forwards[key]
 
-    def _compiled(self, depths: tuple[int, ...]) -> Forward:
+    def _compiled(self, depths: tuple[int, ...]) -> SharedForward:
         import keras
         import tensorflow as tf
 

@@ -135,9 +135,11 @@ def make_phase(
     backbone = setting.model.backbone
     unfreeze(model, backbone=backbone, depth=depth, batch_norm=batch_norm)
     trunk_model, tail = cut(model, backbone=backbone, depth=depth)
-    boundary = trunk_model and Boundary(
-        trunk_model, depth=depth, cache_params=setting.cache, environment=setting.environment
-    )
+    boundary = None
+    if trunk_model is not None:
+        boundary = Boundary(
+            trunk_model, depth=depth, cache_params=setting.cache, environment=setting.environment
+        )
     trunk = Trunk(boundary, depth=depth, cache=cache, log=setting.log, frozen=setting.frozen)
     # val first: it is small, and met in every epoch
     val_inputs = trunk.inputs(setting.val, views=1, passes=params.epochs)

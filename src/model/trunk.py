@@ -1,6 +1,5 @@
 """A split's inputs to the tail: through the frozen trunk and its cache, where there is a trunk."""
 
-from functools import cached_property
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
@@ -37,18 +36,19 @@ class Trunk:
         self._depth = depth
         self._cache = cache
         self._log = log
-        same = None if frozen is None else frozen.boundaries.get(depth)
-        is_same = boundary is not None and same is not None and same.identity == boundary.identity
+        is_same = frozen is not None and frozen.is_same_at(depth, boundary)
         self._frozen = frozen if is_same else None
+        self._made: Forward | None = None
 
-    @cached_property
-    def _forward(self) -> Forward:
+    def _forward(self, own: Boundary) -> Forward:
         """Made when it is needed: that takes half a second, and all may be on disk."""
-        if self._frozen is not None:
-            forward = self._frozen.forward([self._depth])
-            return lambda pixels: forward(pixels)[0]
-        assert self._boundary is not None
-        return trunk_forward(folded(self._boundary.model))
+        if self._made is None:
+            if self._frozen is None:
+                self._made = trunk_forward(folded(own.model))
+            else:
+                shared = self._frozen.forward([self._depth])
+                self._made = lambda pixels: shared(pixels)[0]
+        return self._made
 
     def augmented(self, patches: LabelledPatches, augmentation: "keras.Model") -> Inputs:
         """``patches`` in new colours every time: their pixels are needed, so nothing is kept."""
@@ -76,21 +76,16 @@ class Trunk:
         plan = own.plan(patches, **met, max_bytes=room)
         if plan.reason is not None:
             self._log.info(f"{patches.split}: {plan.reason}")
+        shared = None
+        if self._frozen is not None:
+            shared = SharedPass(self._frozen, self._depth, patches, **met, cache=cache)
         return CachedInputs(
             patches,
-            lambda pixels: self._forward(pixels),
+            lambda pixels: self._forward(own)(pixels),
             entry=own.entry(cache, patches, plan),
             plan=plan,
             shape=own.shape,
             dtype=own.dtype,
             log=self._log,
-            shared=self._shared_pass(patches, views=views, passes=passes),
+            shared=shared,
         )
-
-    def _shared_pass(
-        self, patches: LabelledPatches, *, views: int, passes: int
-    ) -> SharedPass | None:
-        if self._frozen is None:
-            return None
-        met = {"views": views, "passes": passes}
-        return SharedPass(self._frozen, self._depth, patches, **met, cache=self._cache)

@@ -1,7 +1,7 @@
 """Fitted heads: one for all trials that agree in its parameters, on disk and in memory.
 
 On disk it lies below ``.cache/tune/heads``, by the digest of all it depends on. In memory the
-classifier of the last one stays: to put its weights back takes a twentieth of loading it.
+classifier of the last one stays: putting its weights back is quicker than loading it.
 """
 
 from dataclasses import dataclass
@@ -91,24 +91,23 @@ class Heads:
         return _Loaded(folder, head, [variable.numpy() for variable in classifier.variables])
 
     def _frozen(self, classifier: "keras.Model", params: Params) -> "FrozenBackbone | None":
-        """Made once for all heads on the same backbone; at a moment when nothing is fine-tuned."""
-        from src.model.boundary import Boundary
-        from src.model.freezing import cut
+        """At a moment when nothing is fine-tuned; the former one where the backbone is the same,
+        with its compiled passes.
+        """
+        from src.model.boundary import boundary_at
         from src.model.frozen import FrozenBackbone
 
         if self._search.environment["gpus"]:
             return None
-        backbone = params.model.backbone
         about: dict[str, Any] = {
+            "backbone": params.model.backbone,
             "cache_params": params.cache,
             "environment": self._search.environment,
         }
-        trunk, _ = cut(classifier, backbone=backbone, depth=0)
-        assert trunk is not None
-        whole = Boundary(trunk, depth=0, **about)
-        if self._backbone is None or self._backbone.boundaries[0].identity != whole.identity:
+        whole = boundary_at(0, classifier, **about)
+        if self._backbone is None or not self._backbone.is_same_at(0, whole):
             depths = [0, *self._search.depths]
-            self._backbone = FrozenBackbone(classifier, backbone=backbone, depths=depths, **about)
+            self._backbone = FrozenBackbone(classifier, depths=depths, **about)
         return self._backbone
 
     def _ensure(self, params: Params) -> Path:
