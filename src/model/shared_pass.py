@@ -18,8 +18,9 @@ BlockForward = Callable[[int, int, NDArray[np.uint8], int], NDArray[np.float32]]
 """View, block, its uint8 patches, and how many of them count → their activations."""
 
 MOST_BESIDE_BYTES = 1 << 19
-"""Disk that a patch may take at the other boundaries in one view: to write half a megabyte costs
-about a tenth of computing it."""
+"""Disk that a patch may take at the other boundaries in one view. So much makes a pass longer by a
+tenth to a half (``benchmarks/shared_pass.py``), and saves most of one for every depth tried later.
+"""
 
 
 class SharedPass:
