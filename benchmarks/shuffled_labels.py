@@ -13,6 +13,7 @@ import pandas as pd
 
 from src import paths
 from src.deciding import difference, groups_by_class, read_holdout
+from src.evaluation.looks import Look, holdout_sha256
 from src.evaluation.metrics import auroc
 from src.evaluation.promotion import Decision, Evidence, decide
 from src.params import Params, load_params
@@ -22,9 +23,8 @@ def main() -> None:
     """Print the spread of AUROC and how often the rules would promote."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shuffles", type=int, default=200)
-    parser.add_argument("--resamples", type=int, default=500, help="of each interval")
     options = parser.parse_args()
-    params = with_resamples(load_params(), options.resamples)
+    params = load_params()
     holdout = read_holdout(paths.PREDICTIONS)
     print(f"{len(holdout):,} holdout patches, {holdout['group'].nunique():,} groups")
     print(_row("labels as they are", [holdout], params))
@@ -34,29 +34,23 @@ def main() -> None:
     )
 
 
-def with_resamples(params: Params, n_resamples: int) -> Params:
-    """``params`` with so many resamples an interval."""
-    evaluate = params.evaluate.model_copy(update={"n_resamples": n_resamples})
-    return params.model_copy(update={"evaluate": evaluate})
-
-
 def shuffled(holdout: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     """``holdout`` with its labels in another order."""
     return holdout.assign(label=rng.permutation(holdout["label"].to_numpy()))
 
 
 def decision(holdout: pd.DataFrame, params: Params) -> Decision:
-    """What the rules say of the version that gave ``probability``, as the first one."""
-    rows = holdout
+    """What the rules say of the version that gave ``probability``, as the first one ever judged."""
+    look = Look(1, holdout_sha256(holdout))
+    confidence = look.confidence(params.evaluate.confidence)
     return decide(
         Evidence(
-            to_baseline=difference(
-                rows, rows["probability"], rows["baseline_probability"], params.evaluate
-            ),
+            to_baseline=difference(holdout, holdout["baseline_probability"], confidence),
             to_champion=None,
             margin=params.register_.margin,
-            n_groups=groups_by_class(rows),
+            n_groups=groups_by_class(holdout),
             min_groups=params.register_.min_groups,
+            look=look,
             reload_error=0.0,
             golden_error=0.0,
         )

@@ -1,5 +1,7 @@
 """What ``register`` and ``promote`` share: a version beside the champion on the same patches."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from logging import Logger
@@ -7,23 +9,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from src import paths
-from src.params import EvaluateParams, Params
+from src.evaluation.intervals import Difference, paired_difference
+from src.evaluation.looks import Look, holdout_sha256
+from src.evaluation.metrics import UndefinedMetric, auroc
+from src.evaluation.promotion import GOLDEN_TOLERANCE, Decision, Evidence
+from src.params import Params
 from src.scoring import finite
 from src.system.durable import read_json, verify_folder
 from src.system.errors import ProjectError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from src.data.labelled import LabelledPatches
-    from src.evaluation.intervals import Difference
-    from src.evaluation.promotion import Decision, Evidence
     from src.tracking.registry import VersionFiles
 
 _N_RELOAD_PATCHES = 16
+
+
+class IncomparableGroups(ProjectError):
+    """Nobody can say which holdout groups a version was trained on."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,13 @@ class Champion:
     """
 
     version: int | None = None
-    files: "VersionFiles | None" = None
+    files: VersionFiles | None = None
     absent: str = "no champion yet"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Challenger and champion on the holdout patches that the champion didn't see in training.
+    """Challenger and champion on the holdout groups that the champion never saw.
 
     ``n_groups`` counts those patches' groups that hold a class. The AUROCs and their difference,
     challenger minus champion, are None where they can't be had; ``impossible`` says why then.
@@ -53,17 +60,15 @@ class Comparison:
     n_groups: Mapping[str, int] = field(default_factory=dict)
     auroc: float | None = None
     challenger_auroc: float | None = None
-    difference: "Difference | None" = None
+    difference: Difference | None = None
     impossible: str | None = None
 
 
-def read_holdout(predictions: Path) -> "pd.DataFrame":
+def read_holdout(predictions: Path) -> pd.DataFrame:
     """Holdout rows of the verified ``predictions.parquet``.
 
-    Columns: id, sha256, group, label, probability, baseline_probability.
+    Columns: id, sha256, slide, group, label, probability, baseline_probability.
     """
-    import pandas as pd
-
     verify_folder(predictions.parent)
     table = pd.read_parquet(predictions)
     holdout = table[table["split"] == "holdout"].reset_index(drop=True)
@@ -91,7 +96,7 @@ def standing_champion(name: str, log: Logger) -> Champion:
     return Champion(version, files)
 
 
-def check_golden(version: "VersionFiles") -> None:
+def check_golden(version: VersionFiles) -> None:
     """Refuse a version that doesn't give its golden logits any more.
 
     Raises
@@ -99,7 +104,6 @@ def check_golden(version: "VersionFiles") -> None:
     VerificationError
         By how much they differ.
     """
-    from src.evaluation.promotion import GOLDEN_TOLERANCE
     from src.tracking.golden import golden_error
     from src.tracking.logged_models import VerificationError
 
@@ -113,38 +117,54 @@ def check_golden(version: "VersionFiles") -> None:
 
 
 def gather(
-    files: "VersionFiles",
+    files: VersionFiles,
     champion: Champion,
-    holdout: "pd.DataFrame",
+    holdout: pd.DataFrame,
     params: Params,
     *,
     is_evaluated: bool,
     log: Logger,
-) -> "tuple[Evidence, Comparison | None]":
+) -> tuple[Evidence, Comparison | None]:
     """What the rules judge a version by: itself, the baseline and the champion on holdout.
 
     ``is_evaluated`` says that the ``probability`` in ``holdout`` is this version's own; otherwise
-    the version is scored here. Patches that it saw in training are left out.
+    the version is scored here. Groups that it saw in training are left out. Being judged is a look
+    at the holdout, and decided at the confidence that so many looks leave.
     """
-    from src.evaluation.promotion import Evidence
     from src.tracking.golden import golden_error
+    from src.tracking.looks import take_look
 
     batch_size = params.runtime.inference_batch_size
-    rows = holdout[~seen(holdout, files)].reset_index(drop=True)
-    log.info(f"{len(rows):,} holdout patches that version {files.version} didn't see in training")
-    if not is_evaluated and not rows.empty:
-        rows["probability"] = score(files, rows["id"], batch_size, log)
-    comparison = _with_champion(files, champion, rows, params, log)
-    to_baseline, not_judged = _with_baseline(rows, params)
-    if comparison is not None and comparison.impossible is not None:
-        reason = f"can't be compared with the champion, which stays: {comparison.impossible}"
-        not_judged["not_worse_than_champion"] = reason
+    digest = holdout_sha256(holdout)
+    look = Look(take_look(files.run_id, digest, scores_of(files)), digest)
+    confidence = look.confidence(params.evaluate.confidence)
+    comparison, to_baseline = None, None
+    n_groups: Mapping[str, int] = {}
+    not_judged: dict[str, str] = {}
+    try:
+        rows = unseen(holdout, files)
+    except IncomparableGroups as error:
+        not_judged = dict.fromkeys(("beats_baseline", "not_worse_than_champion"), str(error))
+    else:
+        log.info(f"{len(rows):,} holdout patches of groups that version {files.version} never saw")
+        if not is_evaluated:
+            rows["probability"] = score(files, rows["id"], batch_size, log)
+        comparison = _with_champion(files, champion, rows, confidence, batch_size, log)
+        n_groups = groups_by_class(rows) if comparison is None else comparison.n_groups
+        try:
+            to_baseline = difference(rows, rows["baseline_probability"], confidence)
+        except UndefinedMetric as error:
+            not_judged["beats_baseline"] = str(error)
+        if comparison is not None and comparison.impossible is not None:
+            reason = f"can't be compared with the champion, which stays: {comparison.impossible}"
+            not_judged["not_worse_than_champion"] = reason
     evidence = Evidence(
         to_baseline=to_baseline,
         to_champion=None if comparison is None else comparison.difference,
         margin=params.register_.margin,
-        n_groups=groups_by_class(rows) if comparison is None else comparison.n_groups,
+        n_groups=n_groups,
         min_groups=params.register_.min_groups,
+        look=look,
         reload_error=reload_error(files, holdout, batch_size, log) if is_evaluated else None,
         golden_error=golden_error(files.model, files.golden),
         rejected=files.tags.get("rejected"),
@@ -156,121 +176,115 @@ def gather(
     return evidence, comparison
 
 
-def _with_baseline(
-    rows: "pd.DataFrame", params: Params
-) -> "tuple[Difference | None, dict[str, str]]":
-    """The difference to the colour baseline on ``rows``; else why rules can't be judged."""
-    from src.evaluation.metrics import UndefinedMetric
+def scores_of(version: VersionFiles) -> str:
+    """What tells the scores of one version from another's: its weights, and whether with TTA."""
+    weights = str(version.evidence["final_weights_sha256"])
+    return model_key(weights, tta=bool(version.operating_point["tta"]))
 
-    if rows.empty:
-        seen = "it saw every holdout patch in training"
-        return None, {"beats_baseline": seen, "not_worse_than_champion": seen}
-    try:
-        baseline = rows["baseline_probability"]
-        return difference(rows, rows["probability"], baseline, params.evaluate), {}
-    except UndefinedMetric as undefined:
-        return None, {"beats_baseline": str(undefined)}
+
+def model_key(weights_sha256: str, *, tta: bool) -> str:
+    """The same for weights with the same ranking of every patch; calibration doesn't change it."""
+    return f"{weights_sha256}{'+tta' if tta else ''}"
 
 
 def _with_champion(
-    files: "VersionFiles", champion: Champion, rows: "pd.DataFrame", params: Params, log: Logger
+    files: VersionFiles,
+    champion: Champion,
+    rows: pd.DataFrame,
+    confidence: float,
+    batch_size: int,
+    log: Logger,
 ) -> Comparison | None:
     """The comparison on ``rows``, which have the version's ``probability``.
 
     None without a champion that stands and is another version.
     """
-    if champion.files is None or champion.version == files.version or rows.empty:
+    if champion.files is None or champion.version == files.version:
         return None
     if champion.files.model_sha256 == files.model_sha256:
         scores = rows["probability"].to_numpy()
     else:
-        batch_size = params.runtime.inference_batch_size
         scores = score(champion.files, rows["id"], batch_size, log)
-    return compare(champion.files, rows, scores, params.evaluate)
+    return compare(champion.files, rows, scores, confidence)
 
 
 def compare(
-    champion: "VersionFiles",
-    holdout: "pd.DataFrame",
+    champion: VersionFiles,
+    holdout: pd.DataFrame,
     champion_probabilities: NDArray[np.float64],
-    params: EvaluateParams,
+    confidence: float,
 ) -> Comparison:
-    """Compare on the patches the champion didn't see in training; the others are counted.
+    """Compare on the groups that the champion never saw; patches of the others are counted.
 
     ``holdout`` has the challenger's ``probability``; ``champion_probabilities`` (n,) belong to its
     n rows.
     """
-    from src.evaluation.metrics import UndefinedMetric, auroc
-
-    unseen = ~seen(holdout, champion)
-    rows, scores = holdout[unseen], champion_probabilities[unseen]
+    try:
+        rows = unseen(holdout.assign(champion=champion_probabilities), champion)
+    except IncomparableGroups as error:
+        return Comparison(champion.version, 0, len(holdout), impossible=str(error))
     found: dict[str, Any] = {
         "version": champion.version,
         "n_patches": len(rows),
-        "n_excluded": int((~unseen).sum()),
+        "n_excluded": len(holdout) - len(rows),
         "n_groups": groups_by_class(rows),
     }
-    if rows.empty:
-        return Comparison(**found, impossible="the champion saw every holdout patch in training")
     try:
         return Comparison(
             **found,
-            difference=difference(rows, rows["probability"], scores, params),
-            auroc=auroc(rows["label"], scores),
+            difference=difference(rows, rows["champion"], confidence),
+            auroc=auroc(rows["label"], rows["champion"]),
             challenger_auroc=auroc(rows["label"], rows["probability"]),
         )
     except UndefinedMetric as error:
-        return Comparison(**found, impossible=str(error))
+        reason = "the champion saw every holdout group in training" if rows.empty else str(error)
+        return Comparison(**found, impossible=reason)
 
 
-def seen(holdout: "pd.DataFrame", version: "VersionFiles") -> NDArray[np.bool_]:
-    """(n,) True for the holdout patches that the version was trained on or chosen by.
+def unseen(holdout: pd.DataFrame, version: VersionFiles) -> pd.DataFrame:
+    """The holdout rows of groups and slides from which the version saw no patch at all.
 
-    Known by id or by pixels: the same patch has other ids in Kaggle's archive and PatchCamelyon.
+    A patch is known by its id or by its pixels: the same one has other ids in Kaggle's archive and
+    PatchCamelyon. What it saw (train, and val, which chose it) of the archive that is here is known
+    patch by patch, so groups can be compared; of another archive only slides can, by name.
+
+    Raises
+    ------
+    IncomparableGroups
+        It was trained on another archive, and slides aren't named on both sides.
     """
-    by_id, by_pixels = version.seen_ids, version.seen_sha256
-    known = holdout["id"].isin(by_id) | holdout["sha256"].isin(by_pixels)
-    return known.to_numpy(dtype=np.bool_)
+    trained_on = version.evidence["data"]["train"]
+    is_same_archive = trained_on == read_json(paths.INGEST_REPORT)["digests"]["train"]
+    if not is_same_archive and (not version.seen_slides or holdout["slide"].isna().any()):
+        raise IncomparableGroups(
+            f"can't tell what version {version.version} saw: it was trained on another archive, "
+            "and without slide names on both sides nobody knows which slides they share"
+        )
+    known = (
+        holdout["id"].isin(version.seen_ids)
+        | holdout["sha256"].isin(version.seen_sha256)
+        | holdout["slide"].isin(version.seen_slides)
+    )
+    is_seen = known.groupby(holdout["group"]).transform("any")
+    return holdout[~is_seen].reset_index(drop=True)
 
 
-def difference(
-    rows: "pd.DataFrame", scores: Any, other_scores: Any, params: EvaluateParams
-) -> "Difference":
-    """AUROC of ``scores`` minus that of ``other_scores``, paired.
-
-    Its interval holds the one clustered by group and DeLong's, which takes patches as independent:
-    of a few groups that happen to be alike the clustered one is too narrow.
+def difference(rows: pd.DataFrame, other_scores: Any, confidence: float) -> Difference:
+    """AUROC of ``rows``' probability minus that of ``other_scores`` (n,), paired, by group.
 
     Raises
     ------
     UndefinedMetric
-        The clustered interval can't be given.
+        There are too few groups, or no rows at all.
     """
-    from src.evaluation.delong import delong_difference
-    from src.evaluation.intervals import Difference, paired_difference
-    from src.evaluation.metrics import UndefinedMetric
-
-    clustered = paired_difference(
-        rows["label"],
-        scores,
-        other_scores,
-        rows["group"],
-        n_resamples=params.n_resamples,
-        confidence=params.confidence,
-        rng=np.random.default_rng(params.seed),
-    )
-    try:
-        by_patch = delong_difference(
-            rows["label"], scores, other_scores, confidence=params.confidence
-        )
-    except UndefinedMetric:  # the two rank the patches alike, say
-        return clustered
-    return Difference(
-        clustered.value, min(clustered.low, by_patch.low), max(clustered.high, by_patch.high)
+    if rows.empty:
+        raise UndefinedMetric("it saw every holdout group in training")
+    return paired_difference(
+        rows["label"], rows["probability"], other_scores, rows["group"], confidence=confidence
     )
 
 
-def groups_by_class(rows: "pd.DataFrame") -> dict[str, int]:
+def groups_by_class(rows: pd.DataFrame) -> dict[str, int]:
     """How many groups hold normal patches, and how many tumour."""
     return {
         name: int(rows.loc[rows["label"] == label, "group"].nunique())
@@ -279,7 +293,7 @@ def groups_by_class(rows: "pd.DataFrame") -> dict[str, int]:
 
 
 def reload_error(
-    version: "VersionFiles", holdout: "pd.DataFrame", batch_size: int, log: Logger
+    version: VersionFiles, holdout: pd.DataFrame, batch_size: int, log: Logger
 ) -> float:
     """Largest difference in probability, on the first holdout patches, from ``holdout``'s."""
     first = holdout.head(_N_RELOAD_PATCHES)
@@ -288,7 +302,7 @@ def reload_error(
 
 
 def score(
-    version: "VersionFiles", ids: "pd.Series[str]", batch_size: int, log: Logger
+    version: VersionFiles, ids: pd.Series[str], batch_size: int, log: Logger
 ) -> NDArray[np.float64]:
     """Probabilities (n,) of holdout patches, in the order of ``ids``.
 
@@ -308,10 +322,8 @@ def score(
     return finite(probabilities, f"version {version.version} of {version.name}")
 
 
-def rows_of(ids: "pd.Series[str]", patches: "LabelledPatches") -> NDArray[np.int64]:
+def rows_of(ids: pd.Series[str], patches: LabelledPatches) -> NDArray[np.int64]:
     """Where each id lies in the packed pixels."""
-    import pandas as pd
-
     rows = pd.Series(patches.rows, index=patches.ids).reindex(ids)
     if rows.isna().any():
         raise ProjectError(
@@ -330,7 +342,7 @@ def evidence_document(
     name: str,
     version: int,
     champion: Champion,
-    decision: "Decision",
+    decision: Decision,
     comparison: Comparison | None,
     **more: Any,
 ) -> dict[str, Any]:
@@ -346,7 +358,7 @@ def evidence_document(
     }
 
 
-def decision_tags(decision: "Decision", *, verdict: str, evidence_sha256: str) -> dict[str, str]:
+def decision_tags(decision: Decision, *, verdict: str, evidence_sha256: str) -> dict[str, str]:
     """A decision as tags of its version: in words, rule by rule, and where the evidence lies."""
     import json
 

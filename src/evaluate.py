@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from src.data.labelled import LabelledPatches
+    from src.evaluation.looks import Look
     from src.evaluation.metrics_report import Report
     from src.evaluation.operating_point import OperatingPoint
 
@@ -41,7 +42,9 @@ def main() -> None:
     write_predictions(predict(model, params, log))
     predictions = read_predictions()
     operating_point = operating_point_on_val(predictions, params.evaluate)
-    report = report_of(predictions, operating_point, params.evaluate)
+    run_id = run_of_the_model()
+    look = look_at_holdout(run_id, predictions, tta=params.evaluate.tta)
+    report = report_of(predictions, operating_point, look, params.evaluate)
     write_json(paths.METRICS, report)
     figures = pictures(predictions, operating_point, report)
     write_plots(predictions, operating_point, figures, params.evaluate)
@@ -53,8 +56,8 @@ def main() -> None:
         log=log,
     )
     write_final(model, operating_point)
-    write_report(params.evaluate, log)
-    log_to_run(report, figures, log)
+    write_report(log)
+    log_to_run(run_id, report, figures, log)
     say(report, log)
 
 
@@ -191,8 +194,29 @@ def operating_point_on_val(predictions: "pd.DataFrame", params: EvaluateParams) 
     )
 
 
+def run_of_the_model() -> str:
+    """The MLflow run that fine-tuned the model, logged anew where the store has lost it."""
+    from src.tracking.runs import ensure_run
+
+    return ensure_run(paths.FINETUNED_MODEL)
+
+
+def look_at_holdout(run_id: str, predictions: "pd.DataFrame", *, tta: bool) -> "Look":
+    """Which of the models judged on this holdout this one is; noted before anything is shown."""
+    from src.deciding import final_weights_sha256, model_key
+    from src.evaluation.looks import Look, holdout_sha256
+    from src.tracking.looks import take_look
+
+    digest = holdout_sha256(rows_of(predictions, "holdout"))
+    number = take_look(run_id, digest, model_key(final_weights_sha256(), tta=tta))
+    return Look(number, digest)
+
+
 def report_of(
-    predictions: "pd.DataFrame", operating_point: "OperatingPoint", params: EvaluateParams
+    predictions: "pd.DataFrame",
+    operating_point: "OperatingPoint",
+    look: "Look",
+    params: EvaluateParams,
 ) -> "Report":
     """The content of ``metrics.json``."""
     from src.evaluation.metrics_report import metrics_report
@@ -206,9 +230,8 @@ def report_of(
             operating_point.rule, val["label"], val["baseline_probability"]
         ),
         **split_kind()._asdict(),
-        n_resamples=params.n_resamples,
         confidence=params.confidence,
-        seed=params.seed,
+        look=look,
     )
 
 
@@ -227,11 +250,7 @@ def write_plots(
     holdout = rows_of(predictions, "holdout")
     tables = plot_tables(holdout, fits, threshold=operating_point.threshold)
     tables["groups"] = group_table(
-        holdout,
-        threshold=operating_point.threshold,
-        n_resamples=params.n_resamples,
-        confidence=params.confidence,
-        seed=params.seed,
+        holdout, threshold=operating_point.threshold, confidence=params.confidence
     )
     drawn = {**figures, "learning_curves": learning_curves(*fits)}
     with replacing_folder(paths.PLOTS) as folder:
@@ -279,7 +298,7 @@ def write_final(model: "keras.Model", operating_point: "OperatingPoint") -> None
     from src.model.saving import save_model
     from src.model.tta import averaged_over_views
 
-    seen = seen_patches()
+    seen = seen_in_training()
     if operating_point.tta:
         model = averaged_over_views(model)
     calibrated = probability_classifier(model, temperature=operating_point.temperature)
@@ -291,10 +310,10 @@ def write_final(model: "keras.Model", operating_point: "OperatingPoint") -> None
             (folder / f"seen_{key}.txt").write_text("\n".join(values) + "\n", encoding="utf-8")
 
 
-def seen_patches() -> dict[str, list[str]]:
-    """``ids`` of the train and val patches, and ``sha256`` of their pixels, both sorted.
+def seen_in_training() -> dict[str, list[str]]:
+    """``ids`` of the train and val patches, ``sha256`` of their pixels, names of their ``slides``.
 
-    By their pixels they are known in another archive as well, under whatever id.
+    By pixels and slides they are known in another archive as well, under whatever id.
     """
     from src.data.labelled import load_split
     from src.data.packed import read_patches
@@ -302,30 +321,38 @@ def seen_patches() -> dict[str, list[str]]:
     # val chose the epoch, the temperature and the threshold
     ids = np.concatenate([load_split(split).ids for split in ("train", "val")])
     patches = read_patches(paths.INGEST)
-    pixels = patches.loc[(patches["subset"] == "train") & patches["id"].isin(ids), "sha256"]
-    return {"ids": sorted(ids.tolist()), "sha256": sorted(set(pixels))}
+    seen = patches[(patches["subset"] == "train") & patches["id"].isin(ids)]
+    return {
+        "ids": sorted(seen["id"]),
+        "sha256": sorted(set(seen["sha256"])),
+        "slides": sorted(set(seen["slide"].dropna())),
+    }
 
 
-def write_report(params: EvaluateParams, log: Logger) -> None:
+def write_report(log: Logger) -> None:
     """Write ``reports/index.html`` and ``reports/model_card.md`` from what the stages wrote."""
     from src.evaluation.report import render_model_card, render_report
     from src.evaluation.report_files import read_sources
 
     sources = read_sources()
-    page = render_report(sources, n_resamples=params.n_resamples, seed=params.seed)
+    page = render_report(sources)
     write_bytes(paths.REPORT, page.encode())
     write_bytes(paths.MODEL_CARD, render_model_card(sources).encode())
     log.info(f"report: {paths.REPORT.relative_to(paths.ROOT)}, {len(page) / 1e6:.1f} MB, offline")
 
 
-def log_to_run(report: "Report", figures: "Mapping[str, Figure]", log: Logger) -> None:
+def log_to_run(run_id: str, report: "Report", figures: "Mapping[str, Figure]", log: Logger) -> None:
     """Add metrics, pictures, page and card to the MLflow run that fine-tuned the model."""
     from src.tracking.run_files import add_files
-    from src.tracking.runs import add_evaluation, ensure_run
+    from src.tracking.runs import add_evaluation
 
-    run_id = ensure_run(paths.FINETUNED_MODEL)
-    tags = {name: str(report[name]).lower() for name in ("beats_baseline", "slide_disjoint")}
-    tags["groups_are"] = report["groups_are"]
+    against = report["against_baseline"]
+    tags = {
+        "beats_baseline": str(against["beats"]).lower(),
+        "against_baseline": against["text"],
+        "slide_disjoint": str(report["slide_disjoint"]).lower(),
+        "groups_are": report["groups_are"],
+    }
     add_evaluation(run_id, report, figures, tags)
     add_files(run_id, (paths.REPORT, paths.MODEL_CARD), "report")
     log.info(f"added metrics, pictures and report to MLflow run {run_id}")
@@ -334,10 +361,9 @@ def log_to_run(report: "Report", figures: "Mapping[str, Figure]", log: Logger) -
 def say(report: "Report", log: Logger) -> None:
     """One line of log per fact, the verdict last."""
     from src.evaluation.calibration import at_bound
-    from src.evaluation.intervals import FEW_GROUPS
     from src.evaluation.metrics_report import verdict
 
-    point, n_groups = report["operating_point"], report["holdout"]["n_groups"]
+    point, look = report["operating_point"], report["look"]
     log.info(
         f"from val: temperature {point['temperature']:.3f}, threshold {point['threshold']:.4f}"
     )
@@ -345,9 +371,10 @@ def say(report: "Report", log: Logger) -> None:
         log.warning("the temperature ran into its bound: the logits tell nothing of val")
     for name, reason in report["undefined"].items():
         log.warning(f"{name} left out: {reason}")
-    if n_groups < FEW_GROUPS:
-        log.warning(
-            f"{n_groups} groups in holdout, fewer than {FEW_GROUPS}: intervals are too narrow"
+    if look["number"] > 1:
+        log.info(
+            f"model {look['number']:,} judged on this holdout: the verdict is taken at "
+            f"{100 * report['against_baseline'].get('confidence', 1):.4g} % confidence"
         )
     if not report["slide_disjoint"]:
         log.warning(
@@ -360,7 +387,8 @@ def say(report: "Report", log: Logger) -> None:
 def _interval(values: dict[str, Any], name: str) -> Any:
     from src.evaluation.intervals import Interval
 
-    return Interval(values[name], values[f"{name}_low"], values[f"{name}_high"])
+    bounds = (values.get(f"{name}_{end}", float("nan")) for end in ("low", "high"))
+    return Interval(values[name], *bounds)
 
 
 if __name__ == "__main__":

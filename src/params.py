@@ -333,7 +333,6 @@ class EvaluateParams(_Section):
     """Metrics, intervals, operating point and test-time augmentation."""
 
     seed: Seed
-    n_resamples: int = Field(ge=100, le=100_000, description="bootstrap resamples of the groups")
     confidence: Number = Field(gt=0.5, lt=1, description="of every interval")
     operating_point: OperatingPointRule
     tta: StrictBool = Field(

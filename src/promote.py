@@ -21,6 +21,7 @@ from src.deciding import (
     read_holdout,
     standing_champion,
 )
+from src.evaluation.looks import Look, holdout_sha256
 from src.params import Params, load_params
 from src.scoring import start
 from src.system.cli import run
@@ -207,6 +208,7 @@ def _unjudged(params: Params, rule: str, reason: str, rejected: str | None) -> "
         margin=params.register_.margin,
         n_groups={},
         min_groups=params.register_.min_groups,
+        look=None,
         rejected=rejected,
         not_judged={rule: reason, **dict.fromkeys(later, "not judged: it can't be loaded")},
     )
@@ -420,11 +422,23 @@ def list_versions(name: str) -> None:
     if not states:
         raise PromotionRefused(f"no version of {name} is registered; run: dvc repro register")
     _print(versions_table(name, states), history_table(reading.entries))
+    if paths.PREDICTIONS.is_file():
+        _print(looks_so_far(load_params().evaluate.confidence))
     for problem in reading.problems:
         _print(f"[bold red]promotion log: {problem}[/]")
     broken = [state for state in states if state.broken]
     for state in broken:
         _print(f"[bold red]version {state.version}: {state.broken}[/]")
+
+
+def looks_so_far(confidence: float) -> str:
+    """How often the present holdout was looked at, and what that leaves for the next model."""
+    from src.tracking.looks import n_looks
+
+    digest = holdout_sha256(read_holdout(paths.PREDICTIONS))
+    n = n_looks(digest)
+    level = 100 * Look(n + 1, digest).confidence(confidence)
+    return f"{n:,} models were judged on this holdout; the next one is at {level:.4g} % confidence"
 
 
 def _print(*things: Any) -> None:

@@ -1,5 +1,6 @@
 """A project as ``evaluate`` leaves it, with a tiny model and a real store; a pytest plugin."""
 
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from src.data import labelled
 from src.params import load_params
 from src.system.durable import sha256_file, write_json
 from src.tracking import runs
-from tests.evaluated import evaluate_params, holdout, labelled_patches, write_evaluation
+from tests.evaluated import holdout, labelled_patches, write_evaluation
 from tests.tracking.support import final_folder, model_folder, patches, record
 
 
@@ -35,9 +36,12 @@ def make_project(
     import keras
 
     rows = holdout().assign(split="holdout")
-    # brightness decides the tiny model, so let it follow the label, one bright step a patch
-    pixels = patches(40) // 8 + (100 * rows["label"].to_numpy(np.uint8))[:, None, None, None]
-    pixels = pixels.astype(np.uint8)
+    # a holdout of its own in the session's store, which counts looks
+    rows["sha256"] = [hashlib.sha256(f"{model_name} {i}".encode()).hexdigest() for i in rows["id"]]
+    # brightness decides the tiny model, so let it follow the label, but not everywhere: what is
+    # the same in every group has no interval
+    bright = 100 * rows["label"].to_numpy() + np.random.default_rng(6).integers(0, 120, 40)
+    pixels = (patches(40) // 8 + bright[:, None, None, None]).astype(np.uint8)
     model = keras.saving.load_model(keras_file)
     rows["probability"] = np.asarray(model(pixels), np.float64)[:, 0]
     if rows.groupby("label")["probability"].mean().diff().iloc[-1] < 0:
@@ -58,7 +62,7 @@ def make_project(
     paths.SPLIT.write_bytes(b"split")
     here = {"content_digest": "f" * 64, "split_sha256": sha256_file(paths.SPLIT)}
     dataset = {**record().dataset, **here, **(dataset or {})}
-    write_evaluation(rows, low=0.2)
+    write_evaluation(rows)
     write_json(paths.INGEST_REPORT, {"digests": {"train": "f" * 64}, "archive": {"name": "x.zip"}})
     final_folder(paths.FINAL_MODEL, keras_file)
     changes = {name: value for name, value in (("dataset", dataset), ("origin", origin)) if value}
@@ -71,12 +75,8 @@ def make_project(
         pass
     model_folder(paths.FINETUNED_MODEL, keras_file, run.run_id, tuned)
     params = load_params()
-    params = params.model_copy(
-        update={
-            "register_": params.register_.model_copy(update={"name": model_name}),
-            "evaluate": evaluate_params(),
-        }
-    )
+    named = params.register_.model_copy(update={"name": model_name})
+    params = params.model_copy(update={"register_": named})
     for command in (register, promote):
         monkeypatch.setattr(command, "load_params", lambda: params)
         monkeypatch.setattr(command, "configure", lambda _: None)

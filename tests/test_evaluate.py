@@ -12,13 +12,15 @@ from src import deciding, evaluate, paths
 from src.data.identity import OtherData, SplitKind
 from src.data.labelled import LabelledPatches
 from src.evaluation.baseline import N_FEATURES
+from src.evaluation.looks import Look, holdout_sha256
 from src.evaluation.metrics import auroc
 from src.evaluation.promotion import decide
 from src.params import load_params
 from src.system.durable import verify_folder, write_json
 from tests.data.tables import patches_frame
 
-PARAMS = load_params().evaluate.model_copy(update={"n_resamples": 200})
+PARAMS = load_params().evaluate
+FIRST = Look(1, "0" * 64)
 
 
 def _patches(split, n, seed):
@@ -130,18 +132,21 @@ def test_model_of_another_split_is_not_evaluated(tmp_path, monkeypatch):
         evaluate.main()
 
 
-def test_seen_are_train_and_val_with_their_pixels(monkeypatch):
-    """Catches val left out, which chose epoch and threshold, or holdout taken for seen."""
+def test_seen_are_train_and_val_with_their_pixels_and_slides(monkeypatch):
+    """Catches val left out, which chose epoch and threshold, holdout taken for seen, and a slide
+    without a name called 'None'."""
     table = patches_frame([0, 1, 0, 1], n_test=1)
+    table["slide"] = [None, "of holdout", "of train", "of holdout", "of test"]
     splits = {"train": [2], "val": [0], "holdout": [1, 3]}
     monkeypatch.setattr("src.data.packed.read_patches", lambda _: table)
     monkeypatch.setattr(
         "src.data.labelled.load_split",
         lambda split: SimpleNamespace(ids=table["id"].to_numpy(dtype=str)[splits[split]]),
     )
-    assert evaluate.seen_patches() == {
+    assert evaluate.seen_in_training() == {
         "ids": [f"{i:040x}" for i in (0, 2)],
         "sha256": [f"{i:064x}" for i in (0, 2)],
+        "slides": ["of train"],
     }
 
 
@@ -152,10 +157,13 @@ def test_predictions_come_back_as_written(predictions, workspace):  # noqa: ARG0
     pd.testing.assert_frame_equal(evaluate.read_predictions(), predictions)
 
 
-def test_shuffled_holdout_labels_promote_nothing(predictions, workspace, monkeypatch):  # noqa: ARG001
+def test_shuffled_holdout_labels_promote_nothing(predictions, workspace, monkeypatch):
     """A result that comes from anything but the labels: a leak, the split, the rules themselves."""
     monkeypatch.setattr(deciding, "reload_error", lambda *_: 0.0)
     monkeypatch.setattr("src.tracking.golden.golden_error", lambda *_: 0.0)
+    monkeypatch.setattr("src.tracking.looks.take_look", lambda *_: 1)
+    monkeypatch.setattr(paths, "INGEST_REPORT", workspace / "report.json")
+    write_json(paths.INGEST_REPORT, {"digests": {"train": "f" * 64}})
     right = predictions.assign(sha256="", baseline_probability=np.linspace(0, 1, 240) % 0.1)
     shuffled = [_with_shuffled_labels(right, "holdout", seed) for seed in range(20)]
     (auroc_right, decided_right), *chance = (_judged(table) for table in (right, *shuffled))
@@ -163,21 +171,23 @@ def test_shuffled_holdout_labels_promote_nothing(predictions, workspace, monkeyp
     assert decided_right.promote
     assert np.mean([found for found, _ in chance]) == pytest.approx(0.5, abs=0.04)
     assert not chance[0][1].promote
-    # nominal 1 in 40; of 6 groups about 3
-    assert sum(decided.promote for _, decided in chance) <= 3
+    assert sum(decided.promote for _, decided in chance) <= 1  # nominal 1 in 80
 
 
 def _judged(predictions):
     """AUROC by ``evaluate``, decision by the rules of ``register``."""
     report = evaluate.report_of(
-        predictions, evaluate.operating_point_on_val(predictions, PARAMS), PARAMS
+        predictions, evaluate.operating_point_on_val(predictions, PARAMS), FIRST, PARAMS
     )
     evaluate.write_predictions(predictions)
-    params = load_params().model_copy(update={"evaluate": PARAMS})
     version = SimpleNamespace(
         version=1,
+        run_id="run",
+        operating_point={"tta": False},
+        evidence={"final_weights_sha256": "b" * 64, "data": {"train": "f" * 64}},
         seen_ids=frozenset(),
         seen_sha256=frozenset(["known"]),
+        seen_slides=frozenset(),
         model=None,
         golden=None,
         tags={},
@@ -186,7 +196,7 @@ def _judged(predictions):
         version,
         deciding.Champion(),
         deciding.read_holdout(paths.PREDICTIONS),
-        params,
+        load_params(),
         is_evaluated=True,
         log=logging.getLogger("test"),
     )
@@ -210,7 +220,7 @@ def test_plots_folder_is_complete(predictions, workspace):  # noqa: ARG001
     """A name that dvc.yaml asks for and nobody writes."""
     _write_fits()
     point = evaluate.operating_point_on_val(predictions, PARAMS)
-    report = evaluate.report_of(predictions, point, PARAMS)
+    report = evaluate.report_of(predictions, point, FIRST, PARAMS)
     figures = evaluate.pictures(predictions, point, report)
     evaluate.write_plots(predictions, point, figures, PARAMS)
     names = ("roc", "precision_recall", "confusion", "loss", "learning_rate", "groups")
@@ -226,9 +236,45 @@ def test_log_names_what_weakens_the_verdict(predictions, workspace, caplog, monk
     point = evaluate.operating_point_on_val(few, PARAMS)
     log = logging.getLogger("test")
     with caplog.at_level(logging.INFO, logger="test"):
-        evaluate.say(evaluate.report_of(few, point, PARAMS), log)
+        evaluate.say(evaluate.report_of(few, point, Look(3, "0" * 64), PARAMS), log)
     lines = [record.getMessage() for record in caplog.records]
     kind = "the split is not by slide, its groups are stand-ins"
     assert f"scores are optimistic: {kind}" in lines
-    assert "2 groups in holdout, fewer than 5: intervals are too narrow" in lines
+    assert any(line.startswith("intervals left out: an interval needs") for line in lines)
+    assert any(line.startswith("model 3 judged on this holdout") for line in lines)
     assert lines[-1].startswith("holdout AUROC 0.")
+    assert lines[-1].endswith(
+        "; an interval needs at least 3 groups; got 2: raise the fraction of this split or give "
+        "more slides"
+    )
+
+
+def test_log_names_the_confidence_of_a_later_look(predictions, workspace, caplog):  # noqa: ARG001
+    """Catches an interval wider than the others without a word about why."""
+    point = evaluate.operating_point_on_val(predictions, PARAMS)
+    report = evaluate.report_of(predictions, point, Look(3, "0" * 64), PARAMS)
+    with caplog.at_level(logging.INFO, logger="test"):
+        evaluate.say(report, logging.getLogger("test"))
+    said = "model 3 judged on this holdout: the verdict is taken at 99.58 % confidence"
+    assert said in caplog.text
+    assert "(99.58 % interval " in report["against_baseline"]["text"]
+    assert caplog.messages[-1].endswith(report["against_baseline"]["text"])
+
+
+def test_look_is_known_by_weights_views_and_patches(predictions, monkeypatch):
+    """Catches a look taken by another threshold, none by test-time augmentation, and a count that
+    ``register`` takes anew."""
+    taken = []
+    monkeypatch.setattr("src.tracking.looks.take_look", lambda *look: taken.append(look) or 1)
+    monkeypatch.setattr(deciding, "final_weights_sha256", lambda: "b" * 64)
+    rows = predictions.assign(sha256=predictions["id"])
+    for tta in (False, True):
+        evaluate.look_at_holdout("run", rows, tta=tta)
+    digest = holdout_sha256(rows[rows["split"] == "holdout"].sample(frac=1, random_state=0))
+    assert taken == [("run", digest, "b" * 64), ("run", digest, "b" * 64 + "+tta")]
+    evidence = {"final_weights_sha256": "b" * 64}
+    for (_, _, model), tta in zip(taken, (False, True), strict=True):
+        version = SimpleNamespace(evidence=evidence, operating_point={"tta": tta})
+        assert deciding.scores_of(version) == model
+    evaluate.look_at_holdout("run", rows.assign(label=1 - rows["label"]), tta=False)
+    assert taken[-1][1] != digest

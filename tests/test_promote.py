@@ -17,19 +17,17 @@ from src.tracking import aliases, golden, registry
 from src.tracking.aliases import PromotionConflict, alias_changes, read_log
 from src.tracking.logged_models import VerificationError
 from src.tracking.store import TrackingError
-from tests.evaluated import write_evaluation
-from tests.tracking.support import final_folder
+from tests.tracking.support import EVIDENCE, final_folder
 
 pytest_plugins = ("tests.tracking.fixtures", "tests.fixtures")
 pytestmark = pytest.mark.tensorflow
 
 LOG = logging.getLogger("hcd.test")
-EVIDENCE = {"auroc": 0.9, "baseline_auroc": 0.5}
 
 
 @pytest.fixture(scope="session")
 def models(keras_file, tmp_path_factory) -> dict[str, Path]:
-    """``good`` ranks the holdout perfectly, ``bad`` the wrong way round."""
+    """``good`` ranks the holdout nearly perfectly, ``bad`` the wrong way round."""
     import keras
 
     folder = tmp_path_factory.mktemp("models")
@@ -44,8 +42,6 @@ def models(keras_file, tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture
 def register(project, models, tmp_path):
     """Register versions 1, 2, … of the named models; the first is champion."""
-    rows = project.rows.assign(baseline_probability=np.tile([0.4, 0.6, 0.6, 0.4], 10))
-    write_evaluation(rows, low=0.2)
     chosen = project.pixels[golden.golden_rows(project.rows["probability"].to_numpy())]
 
     def register(*names: str, seen_ids=(), seen=()) -> None:
@@ -57,7 +53,7 @@ def register(project, models, tmp_path):
                 final,
                 name=project.name,
                 run_id=project.run_id,
-                evidence=EVIDENCE,
+                evidence={**EVIDENCE, "final_weights_sha256": sha256_file(models[name])},
                 golden_patches=chosen,
             )
         with alias_changes(project.name) as changes:
@@ -136,20 +132,21 @@ def test_first_champion_needs_no_comparison(project, register):
 
 
 def test_patches_either_was_trained_on_are_left_out(project, register):
-    """Catches a challenger, or a champion, that is judged on patches it knows by heart.
+    """Catches a challenger, or a champion, that is judged on slides it knows by heart.
 
-    Of 40 patches the challenger saw the first 12, the champion the 8 after them.
+    Of 10 groups of 4 patches the challenger saw the first 3, the champion the 2 after them: a patch
+    of each is enough.
     """
     ids = project.rows["id"].tolist()
-    register("bad", "good", seen=(ids[12:20], ids[:12]))
+    register("bad", "good", seen=(ids[12:20:4], ids[:12:4]))
     judgement = promote.judge(project.params, 2, LOG)
     assert (judgement.comparison.n_patches, judgement.comparison.n_excluded) == (20, 8)
     assert judgement.comparison.n_groups == {"normal": 5, "tumour": 5}
 
 
-def test_trained_on_every_holdout_patch_can_not_be_judged(project, register, run):
+def test_trained_on_every_holdout_group_can_not_be_judged(project, register, run):
     register("bad", "good", seen_ids=project.rows["id"].tolist())
-    with pytest.raises(PromotionRefused, match="it saw every holdout patch in training"):
+    with pytest.raises(PromotionRefused, match="it saw every holdout group in training"):
         run("--version", "2")
 
 
@@ -366,6 +363,8 @@ def test_listing_shows_versions_evidence_and_history(register, run):
     assert "Promotion log" in output
     assert "by the rules" in output
     assert "BROKEN" not in output
+    # version 2 was, version 1 never
+    assert "1 models were judged on this holdout; the next one is at 99.17 % confidence" in output
 
 
 def test_damaged_log_is_shown(project, register, run):

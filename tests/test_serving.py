@@ -102,7 +102,8 @@ def champion(store_root, classifier, evaluated, tmp_path_factory):
         point_paths_at(store_root, patch)
         final = tmp_path_factory.mktemp("served") / "final"
         patch.setattr(paths, "FINAL_MODEL", final)
-        patch.setattr(evaluate, "seen_patches", lambda: {"ids": ["1" * 40], "sha256": ["2" * 64]})
+        seen = {"ids": ["1" * 40], "sha256": ["2" * 64], "slides": []}
+        patch.setattr(evaluate, "seen_in_training", lambda: seen)
         evaluate.write_final(classifier, evaluated[1])
         with runs.training_run(record()) as run:
             pass

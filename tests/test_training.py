@@ -56,7 +56,7 @@ def test_what_changes_a_result_changes_the_identity(change):
         {"values": {"cache.max_gb": 1.0}},
         {"values": {"runtime.verbosity": "debug"}},
         {"values": {"runtime.checkpoint_minutes": 1.0}},
-        {"values": {"evaluate.n_resamples": 100}},
+        {"values": {"evaluate.confidence": 0.9}},
         {"dataset": {"digest": "of ours", "n_train": 8}},
     ],
     ids=str,

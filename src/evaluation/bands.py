@@ -1,4 +1,4 @@
-"""Curves with pointwise bootstrap bands, clustered by group like every interval."""
+"""Curves with pointwise bands, from the same jackknife over groups as every interval."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from src.evaluation.curves import Floats, ranking
-from src.evaluation.intervals import resample
-from src.evaluation.metrics import N_BINS, Scored, Statistic, bin_of, scored
+from src.evaluation.intervals import Jackknife
+from src.evaluation.metrics import N_BINS, Scored, Statistic, UndefinedMetric, bin_of, scored
 
 GRID = np.linspace(0, 1, 101)
 RATES = ("sensitivity", "specificity", "ppv", "npv", "f1")
@@ -16,7 +16,7 @@ RATES = ("sensitivity", "specificity", "ppv", "npv", "f1")
 
 @dataclass(frozen=True)
 class Band:
-    """(k,) bounds of a curve at k places; NaN where no resample has a value."""
+    """(k,) bounds of a curve at k places; NaN where the curve is undefined, 0 or 1."""
 
     low: Floats
     high: Floats
@@ -27,33 +27,28 @@ def curve_bands(
     probabilities: ArrayLike,
     groups: ArrayLike,
     *,
-    n_resamples: int,
     confidence: float,
-    seed: int,
 ) -> Mapping[str, Band]:
     """Bands of the holdout curves.
 
     ``roc``: sensitivity at each false positive rate of ``GRID``; ``precision_recall``: precision
     at each recall of ``GRID``; ``reliability``: share of tumour in each bin of ECE; and each of
-    ``RATES`` at each threshold of ``GRID``.
-
-    Raises
-    ------
-    UndefinedMetric
-        See :func:`src.evaluation.intervals.resample`.
+    ``RATES`` at each threshold of ``GRID``.; all NaN where there
+    are too few groups for an interval.
     """
     patches = scored(labels, probabilities)
-    resampled = resample(
-        {"curves": _curves(patches), "reliability": _reliability(patches)},
-        labels,
-        groups,
-        n_resamples=n_resamples,
-        rng=np.random.default_rng(seed),
-    )
     names = ("roc", "precision_recall", *RATES)
-    pieces = np.split(resampled.bands("curves", confidence=confidence), len(names), axis=1)
+    try:
+        jackknife = Jackknife(labels, groups)
+    except UndefinedMetric:  # too few groups: curves without bands
+        nothing = {name: Band(*np.full((2, len(GRID)), np.nan)) for name in names}
+        return nothing | {"reliability": Band(*np.full((2, N_BINS), np.nan))}
+    curves = jackknife.bands(_curves(patches), confidence=confidence)
+    pieces = np.split(curves, len(names), axis=1)
     bands = {name: Band(*piece) for name, piece in zip(names, pieces, strict=True)}
-    return bands | {"reliability": Band(*resampled.bands("reliability", confidence=confidence))}
+    return bands | {
+        "reliability": Band(*jackknife.bands(_reliability(patches), confidence=confidence))
+    }
 
 
 def _curves(patches: Scored) -> Statistic:

@@ -27,7 +27,7 @@ class Ranking:
     def counts_above(self, weights: Floats) -> tuple[Floats, Floats]:
         """Weight of the tumour patches, and of all, that score at least each distinct score.
 
-        ``weights`` is (b, n) in the patches' own order, one row a resample; both results (b, m).
+        ``weights`` is (b, n) in the patches' own order, one row per weighting; both results (b, m).
         """
         ranked = np.take(weights, self.order, axis=1)
         above = _cumulative(ranked, self.ends)

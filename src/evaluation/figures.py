@@ -142,6 +142,8 @@ def _mark_operating_point(axes: Axes, x: float, y: float) -> None:
 
 
 def _with_bounds(interval: Interval) -> str:
+    if np.isnan(interval.low):
+        return f"{interval.value:.3f}"
     return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 

@@ -1,14 +1,14 @@
 """How much the result hangs on single slides, groups and stains."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import pandas as pd
+from numpy.typing import ArrayLike
 
-from src.evaluation.curves import Floats
-from src.evaluation.delong import delong, placements
-from src.evaluation.intervals import FEW_GROUPS, resample
+from src.evaluation.intervals import Jackknife
 from src.evaluation.metrics import (
     Metric,
     Scored,
@@ -19,86 +19,20 @@ from src.evaluation.metrics import (
     specificity,
 )
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 MIN_PATCHES = 20  # a smaller group says nothing on its own, and isn't listed
 
 
-@dataclass(frozen=True)
-class LeaveOneOut:
-    """AUROC with each group left out in turn.
-
-    ``names`` (g,) and ``aurocs`` (g,), NaN where a class is missing without the group; ``whole`` is
-    the AUROC of all patches.
-    """
-
-    names: list[str]
-    aurocs: Floats
-    whole: float
-
-    @property
-    def swing(self) -> float:
-        """The largest change that leaving out one group makes."""
-        return float(np.nanmax(np.abs(self.aurocs - self.whole)))
-
-    @property
-    def most_influential(self) -> str:
-        """Name of that group."""
-        return self.names[int(np.nanargmax(np.abs(self.aurocs - self.whole)))]
-
-
-def leave_one_group_out(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> LeaveOneOut:
-    """AUROC without each group, from one ranking: pairs of all, less those the group is part of.
-
-    Raises
-    ------
-    UndefinedMetric
-        One group only, AUROC of all is undefined, or it is without any group.
-    """
-    patches = scored(labels, scores)
-    whole = auroc.of(patches)
-    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < 2:
-        raise UndefinedMetric("leaving out a group needs at least 2 groups; got 1")
-    is_tumour = patches.labels
-    n_tumour, n_normal = int(is_tumour.sum()), int((~is_tumour).sum())
-    placed = placements(is_tumour, patches.scores)
-    won = np.empty(len(is_tumour))  # pairs each patch is on the right side of, ties half
-    won[is_tumour] = placed.tumour * n_normal
-    won[~is_tumour] = placed.normal * n_tumour
-    tumour_in = np.bincount(group_of, is_tumour, len(names))
-    normal_in = np.bincount(group_of, ~is_tumour, len(names))
-    kept = whole * n_tumour * n_normal - np.bincount(group_of, won, len(names))
-    kept += _pairs_won_within(patches, group_of, tumour_in * normal_in)
-    n_pairs = (n_tumour - tumour_in) * (n_normal - normal_in)
-    without = np.divide(kept, n_pairs, out=np.full(len(names), np.nan), where=n_pairs > 0)
-    if np.isnan(without).all():
-        raise UndefinedMetric(f"without any one of the {len(names)} groups a class is missing")
-    return LeaveOneOut([str(name) for name in names], without, whole)
-
-
-def group_table(
-    rows: "pd.DataFrame",
-    *,
-    threshold: float,
-    n_resamples: int,
-    confidence: float,
-    seed: int,
-) -> "pd.DataFrame":
+def group_table(rows: pd.DataFrame, *, threshold: float, confidence: float) -> pd.DataFrame:
     """One row a stain cluster and a slide (or, without slides, a group) of at least 20 patches.
 
     ``rows`` has columns label, probability, group, and stain, slide (both nullable). The result has
-    kind, name, n_patches, n_tumour, n_groups, auroc, auroc_low, auroc_high, interval_over (groups
-    or patches: DeLong), sensitivity, specificity, mean_probability, auroc_without (of all patches
-    without these); NaN where one is undefined.
+    kind, name, n_patches, n_tumour, n_groups, auroc, auroc_low, auroc_high, interval_over
+    ("groups", or "patches" within one group), sensitivity, specificity, mean_probability,
+    auroc_without (of all patches without these); NaN where one is undefined.
     """
-    import pandas as pd
-
     kinds = ("stain", "slide" if rows["slide"].notna().any() else "group")
-    settings = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
     found = [
-        {"kind": kind, "name": str(name), **_row(inside, threshold, settings)}
+        {"kind": kind, "name": str(name), **_row(inside, threshold, confidence)}
         | {"auroc_without": _without(rows, inside, threshold)}
         for kind in kinds
         for name, inside in rows.groupby(kind)
@@ -107,9 +41,9 @@ def group_table(
     return pd.DataFrame(found, columns=None if found else ["kind", "name"])
 
 
-def _row(inside: "pd.DataFrame", threshold: float, settings: dict[str, Any]) -> dict[str, Any]:
+def _row(inside: pd.DataFrame, threshold: float, confidence: float) -> dict[str, Any]:
     patches = _scored(inside, threshold)
-    low, high, over = _auroc_bounds(inside, patches, **settings)
+    low, high, over = _auroc_bounds(patches, inside["group"], confidence)
     return {
         "n_patches": len(inside),
         "n_tumour": int(patches.labels.sum()),
@@ -125,34 +59,27 @@ def _row(inside: "pd.DataFrame", threshold: float, settings: dict[str, Any]) -> 
 
 
 def _auroc_bounds(
-    inside: "pd.DataFrame", patches: Scored, *, n_resamples: int, confidence: float, seed: int
+    patches: Scored, groups: ArrayLike, confidence: float
 ) -> tuple[float, float, str]:
-    """By groups where there are enough of them, else by patches, else NaN."""
-    if inside["group"].nunique() >= FEW_GROUPS:
-        try:
-            resampled = resample(
-                {"auroc": auroc.statistic(patches)},
-                patches.labels,
-                inside["group"],
-                n_resamples=n_resamples,
-                rng=np.random.default_rng(seed),
-            )
-            return *resampled.bounds("auroc", confidence=confidence), "groups"
-        except UndefinedMetric:
-            pass  # too many resamples lack a class
+    """By groups; within a single group by patches; NaN where neither gives an interval."""
+    over, members = "groups", np.asarray(groups)
+    if len(np.unique(members)) == 1:
+        over, members = "patches", np.arange(len(members))
     try:
-        interval = delong(patches.labels, patches.scores, confidence=confidence)
+        interval = Jackknife(patches.labels, members).interval(
+            auroc.statistic(patches), confidence=confidence, scale="logit"
+        )
     except UndefinedMetric:
         return np.nan, np.nan, ""
-    return interval.low, interval.high, "patches"
+    return interval.low, interval.high, over
 
 
-def _without(rows: "pd.DataFrame", inside: "pd.DataFrame", threshold: float) -> float:
+def _without(rows: pd.DataFrame, inside: pd.DataFrame, threshold: float) -> float:
     rest = rows.drop(inside.index)
     return _value(auroc, _scored(rest, threshold)) if len(rest) else np.nan
 
 
-def _scored(rows: "pd.DataFrame", threshold: float) -> Scored:
+def _scored(rows: pd.DataFrame, threshold: float) -> Scored:
     return scored(rows["label"], rows["probability"], threshold=threshold)
 
 
@@ -161,16 +88,3 @@ def _value(metric: Metric, patches: Scored) -> float:
         return metric.of(patches)
     except UndefinedMetric:
         return np.nan
-
-
-def _pairs_won_within(patches: Scored, group_of: NDArray[np.intp], n_pairs: Any) -> Floats:
-    """(g,) pairs of one group whose tumour patch scores above its normal one, ties half."""
-    won = np.zeros(len(n_pairs))
-    ordered = np.argsort(group_of, kind="stable")
-    for group, members in enumerate(
-        np.split(ordered, np.cumsum(np.bincount(group_of, minlength=len(n_pairs)))[:-1])
-    ):
-        if n_pairs[group]:
-            placed = placements(patches.labels[members], patches.scores[members])
-            won[group] = placed.auroc * n_pairs[group]
-    return won

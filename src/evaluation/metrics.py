@@ -2,7 +2,7 @@
 
 A :class:`Metric` prepares n patches into a *statistic*: weights (b, n) → values (b,), NaN where a
 row of weights leaves the metric undefined. The plain value is the statistic of weights that are all
-1; a bootstrap resample is a row of whole-number weights. So value and interval can't disagree.
+1; with one group left out its patches weigh 0. So value and interval can't disagree.
 
 To add one: write its statistic, make the :class:`Metric`, name it in ``METRICS``. It then appears
 in ``metrics.json`` and in MLflow, and ``tests/evaluation/test_metrics.py`` holds it to the
@@ -88,10 +88,9 @@ def scored(labels: ArrayLike, scores: ArrayLike, *, threshold: float | None = No
 class Metric:
     """One entry of ``METRICS``.
 
-    ``needs`` says in words what makes the metric defined. ``interval`` is the kind of bootstrap
-    interval: ``basic`` (values mirrored at the estimate) where resampling adds noise to the value
-    itself, so that percentiles of the resamples lie too high. ``smallest`` is a bound that no value
-    can lie below, None where there is none.
+    ``needs`` says in words what makes the metric defined. ``scale`` is where its interval is
+    symmetric: ``logit`` for a share of 0 to 1, ``log`` for a loss above 0, ``plain`` without
+    bounds; None: no interval describes it.
     """
 
     name: str
@@ -99,8 +98,7 @@ class Metric:
     best: float
     needs: str
     statistic: Callable[[Scored], Statistic]
-    interval: Literal["percentile", "basic"] = "percentile"
-    smallest: float | None = 0.0
+    scale: Literal["logit", "log", "plain"] | None = "logit"
 
     def __call__(
         self, labels: ArrayLike, scores: ArrayLike, *, threshold: float | None = None
@@ -309,6 +307,7 @@ log_loss = Metric(
     best=0.0,
     needs="patches",
     statistic=_log_loss,
+    scale="log",
 )
 """Mean of −ln of the probability given to the true class, in nats."""
 
@@ -318,6 +317,7 @@ brier_loss = Metric(
     best=0.0,
     needs="patches",
     statistic=_brier_loss,
+    scale="log",
 )
 """Mean squared distance of probability and label."""
 
@@ -327,7 +327,8 @@ ece = Metric(
     best=0.0,
     needs="patches",
     statistic=_ece,
-    interval="basic",
+    scale=None,  # noise within the bins adds to it: a small value is mostly bias, which no
+    # interval around it shows
 )
 """Expected calibration error: over ``N_BINS`` equal bins of the probability, the share of patches
 in the bin times |share of tumour − mean probability| there (Guo et al. 2017, for the tumour
@@ -339,7 +340,7 @@ calibration_slope = Metric(
     best=1.0,
     needs="patches of both classes that overlap in probability",
     statistic=_calibration_slope,
-    smallest=None,
+    scale="plain",
 )
 """Slope of the logistic regression of the label on the logit of the probability (Cox 1958); below 1
 the probabilities are too extreme, above 1 too timid."""
@@ -350,7 +351,7 @@ calibration_intercept = Metric(
     best=0.0,
     needs="patches of both classes",
     statistic=_calibration_intercept,
-    smallest=None,
+    scale="plain",
 )
 """Its intercept with the slope held at 1, "calibration in the large" (Van Calster et al. 2019):
 above 0 there is more tumour than the probabilities say, below 0 less."""

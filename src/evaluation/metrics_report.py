@@ -1,52 +1,58 @@
-"""``metrics.json`` as a pure function of ``predictions.parquet``.
+"""``metrics.json`` as a pure function of ``predictions.parquet`` and of which look this is.
 
-Reported figures come from holdout; val stands beside them for comparison only.
+Reported figures come from holdout; those of val are for comparison only.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from src.evaluation.calibration import probability
-from src.evaluation.delong import delong, delong_difference
-from src.evaluation.groups import leave_one_group_out
-from src.evaluation.intervals import Resampled, resample
-from src.evaluation.metrics import METRICS, Scored, UndefinedMetric, auroc, scored
+from src.evaluation.intervals import Interval, Jackknife, paired_difference
+from src.evaluation.looks import Look
+from src.evaluation.metrics import METRICS, Metric, Scored, UndefinedMetric, auroc, scored
 from src.evaluation.operating_point import OperatingPoint
 from src.evaluation.predictions import ONE_VIEW, rows_of
-
-if TYPE_CHECKING:
-    import pandas as pd
+from src.evaluation.promotion import against_baseline
 
 Report = dict[str, Any]
 
-CALIBRATION_METRICS = ("log_loss", "brier_loss", "ece", "calibration_slope")
-_MODEL, _BASELINE, _ONE_VIEW = "model.", "baseline.", "one view"
+CALIBRATION_METRICS = (
+    "log_loss",
+    "brier_loss",
+    "ece",
+    "calibration_slope",
+    "calibration_intercept",
+)
 
 
 def metrics_report(
-    predictions: "pd.DataFrame",
+    predictions: pd.DataFrame,
     operating_point: OperatingPoint,
     *,
     baseline_threshold: float,
     slide_disjoint: bool,
     groups_are: str,
-    n_resamples: int,
     confidence: float,
-    seed: int,
+    look: Look,
 ) -> Report:
     """Every metric of val and holdout, with intervals on holdout, beside the colour baseline.
 
     ``predictions`` is the table of ``src.evaluation.predictions``; ``baseline_threshold`` is what
     the rule of the operating point picks on val for the baseline. ``x_low`` and ``x_high`` bound
-    ``x``. A metric or an interval that is undefined is left out, and named with its reason in
-    ``undefined``; nothing is NaN.
+    ``x`` at ``confidence``; ``against_baseline`` is the gate's own comparison, at the confidence
+    that ``look`` leaves. A metric or an interval that is undefined is left out, and named with its
+    reason in ``undefined``; nothing is NaN.
 
     Raises
     ------
     UndefinedMetric
-        AUROC on holdout, or its interval, is undefined: the report would have no verdict.
+        AUROC on holdout is undefined.
     """
     holdout, val = rows_of(predictions, "holdout"), rows_of(predictions, "val")
     threshold = operating_point.threshold
@@ -54,44 +60,24 @@ def metrics_report(
     baseline = scored(
         holdout["label"], holdout["baseline_probability"], threshold=baseline_threshold
     )
-    one_view = _of_one_view(holdout)
-    auroc.of(model)  # undefined, it is refused before any interval is
-    resampled = resample(
-        _statistics(model, _MODEL)
-        | _statistics(baseline, _BASELINE)
-        | ({} if one_view is None else {_ONE_VIEW: auroc.statistic(one_view)}),
-        holdout["label"],
-        holdout["group"],
-        n_resamples=n_resamples,
-        rng=np.random.default_rng(seed),
-    )
-    table = _Table(resampled, confidence)
-    of_model = table.of(model, "holdout", _MODEL)
-    of_baseline = table.of(baseline, "baseline", _BASELINE)
-    differences = table.differences(of_model, of_baseline)
-    report = {
-        "holdout": _counts(holdout)
-        | of_model
-        | table.guarded("holdout.auroc_delong_low", lambda: _delong(model, confidence)),
+    auroc.of(model)  # undefined, there is nothing to report
+    table = _Table(holdout, confidence)
+    report: Report = {
+        "holdout": _counts(holdout) | table.bounded("holdout", model),
         "val": _counts(val)
         | table.values(
-            scored(val["label"], val["probability"], threshold=threshold), "val", METRICS
+            "val", scored(val["label"], val["probability"], threshold=threshold), METRICS
         ),
         "before_calibration": table.values(
-            scored(holdout["label"], probability(holdout["logit"], temperature=1.0)),
             "before_calibration",
+            scored(holdout["label"], probability(holdout["logit"], temperature=1.0)),
             CALIBRATION_METRICS,
         ),
-        "baseline": {"threshold": baseline_threshold} | of_baseline,
-        "difference_to_baseline": differences
-        | table.guarded(
-            "difference_to_baseline.auroc_delong_low",
-            lambda: _delong_difference(model, baseline, confidence),
-        ),
-        "beats_baseline": differences["auroc_low"] > 0,
-        "leave_one_group_out": table.guarded(
-            "leave_one_group_out", lambda: _leave_one_out(holdout)
-        ),
+        "baseline": {"threshold": baseline_threshold} | table.bounded("baseline", baseline),
+        "difference_to_baseline": table.differences(model, baseline),
+        "against_baseline": _against_baseline(holdout, look.confidence(confidence)),
+        "look": asdict(look),
+        "leave_one_group_out": table.leave_one_group_out(model),
         "slide_disjoint": slide_disjoint,
         "groups_are": groups_are,
         "operating_point": {
@@ -100,137 +86,138 @@ def metrics_report(
             "tta": operating_point.tta,
             **operating_point.rule,
         },
-        "bootstrap": {
-            "confidence": confidence,
-            "n_resamples": n_resamples,
-            "n_redrawn": resampled.n_redrawn,
-        },
+        "confidence": confidence,
         "undefined": table.undefined,
     }
-    if one_view is not None:
-        report["tta"] = _gain(of_model["auroc"], auroc.of(one_view), resampled, confidence)
+    if ONE_VIEW in holdout:
+        one_view = scored(holdout["label"], holdout[ONE_VIEW])
+        report["tta"] = {"auroc_one_view": auroc.of(one_view)} | table.difference(
+            "tta", auroc, model, one_view, key="auroc_gain"
+        )
     return report
 
 
 def verdict(report: Report) -> str:
     """The report in one line."""
-    holdout, baseline = report["holdout"], report["baseline"]
-    difference = report["difference_to_baseline"]
-    beats = "beats" if report["beats_baseline"] else "does not beat"
+    holdout = report["holdout"]
+    interval = "no interval"
+    if "auroc_low" in holdout:
+        low, high = holdout["auroc_low"], holdout["auroc_high"]
+        interval = f"{100 * report['confidence']:g} % interval {low:.2f} to {high:.2f}"
     return (
-        f"holdout AUROC {holdout['auroc']:.3f} ({100 * report['bootstrap']['confidence']:g} % "
-        f"{holdout['auroc_low']:.2f} to {holdout['auroc_high']:.2f}, "
-        f"{holdout['n_patches']:,} patches, {holdout['n_groups']:,} groups); "
-        f"colour baseline {baseline['auroc']:.3f}; difference {difference['auroc']:+.3f} "
-        f"({difference['auroc_low']:.2f} to {difference['auroc_high']:.2f}): {beats} the baseline"
+        f"holdout AUROC {holdout['auroc']:.3f} ({interval}, {holdout['n_patches']:,} patches, "
+        f"{holdout['n_groups']:,} groups); colour baseline {report['baseline']['auroc']:.3f}; "
+        f"{report['against_baseline']['text']}"
     )
 
 
-class _Table:
-    """Values and bounds from one set of resamples; what is undefined is named and left out."""
-
-    def __init__(self, resampled: Resampled, confidence: float) -> None:
-        self.undefined: dict[str, str] = {}
-        self._resampled = resampled
-        self._confidence = confidence
-
-    def of(self, patches: Scored, where: str, prefix: str) -> dict[str, float]:
-        """Every metric that is defined, with its bounds; AUROC has to have them."""
-        self._resampled.bounds(f"{prefix}auroc", confidence=self._confidence)
-        values = self.values(patches, where, METRICS)
-        found = dict(values)
-        for name, value in values.items():
-            found |= self.guarded(
-                f"{where}.{name}_low", lambda n=name, v=value: self._bounds(n, v, prefix)
-            )
-        return found
-
-    def values(self, patches: Scored, where: str, names: Any) -> dict[str, float]:
-        """The named metrics that are defined."""
-        found: dict[str, float] = {}
-        for name in names:
-            found |= self.guarded(f"{where}.{name}", lambda n=name: {n: METRICS[n].of(patches)})
-        return found
-
-    def differences(
-        self, of_model: Mapping[str, float], of_baseline: Mapping[str, float]
-    ) -> dict[str, float]:
-        """Model minus baseline, of every metric that both have and whose interval is paired."""
-        found: dict[str, float] = {}
-        for name, metric in METRICS.items():
-            if metric.interval == "percentile" and name in of_model and name in of_baseline:
-                found[name] = of_model[name] - of_baseline[name]
-                found |= self.guarded(
-                    f"difference_to_baseline.{name}_low", lambda n=name: self._difference_bounds(n)
-                )
-        return found
-
-    def guarded(self, name: str, compute: Any) -> dict[str, Any]:
-        """What ``compute`` returns, or nothing and the reason under ``name``."""
-        try:
-            return dict(compute())
-        except UndefinedMetric as error:
-            self.undefined[name] = str(error)
-            return {}
-
-    def _bounds(self, name: str, value: float, prefix: str) -> dict[str, float]:
-        bounds = self._resampled.metric_bounds(
-            f"{prefix}{name}", METRICS[name], value, confidence=self._confidence
+def _against_baseline(holdout: pd.DataFrame, confidence: float) -> dict[str, Any]:
+    """What the rule ``beats_baseline`` says of this model, in its own words."""
+    try:
+        difference = paired_difference(
+            holdout["label"],
+            holdout["probability"],
+            holdout["baseline_probability"],
+            holdout["group"],
+            confidence=confidence,
         )
-        return _as_bounds(name, *bounds)
-
-    def _difference_bounds(self, name: str) -> dict[str, float]:
-        return _as_bounds(
-            name,
-            *self._resampled.difference_bounds(
-                f"{_MODEL}{name}", f"{_BASELINE}{name}", confidence=self._confidence
-            ),
-        )
-
-
-def _statistics(patches: Scored, prefix: str) -> dict[str, Any]:
-    return {f"{prefix}{name}": metric.statistic(patches) for name, metric in METRICS.items()}
-
-
-def _delong(patches: Scored, confidence: float) -> dict[str, float]:
-    interval = delong(patches.labels, patches.scores, confidence=confidence)
-    return _as_bounds("auroc_delong", interval.low, interval.high)
-
-
-def _delong_difference(model: Scored, baseline: Scored, confidence: float) -> dict[str, float]:
-    difference = delong_difference(
-        model.labels, model.scores, baseline.scores, confidence=confidence
-    )
-    return _as_bounds("auroc_delong", difference.low, difference.high)
-
-
-def _leave_one_out(rows: "pd.DataFrame") -> dict[str, Any]:
-    left_out = leave_one_group_out(rows["label"], rows["probability"], rows["group"])
+    except UndefinedMetric as error:
+        return {"beats": False, "text": str(error)}
     return {
-        "swing": left_out.swing,
-        "group": left_out.most_influential,
-        "auroc_lowest": float(np.nanmin(left_out.aurocs)),
-        "auroc_highest": float(np.nanmax(left_out.aurocs)),
-        "n_undefined": int(np.isnan(left_out.aurocs).sum()),
+        "beats": difference.above_zero,
+        "text": against_baseline(difference),
+        **asdict(difference),
     }
 
 
-def _of_one_view(rows: "pd.DataFrame") -> Scored | None:
-    return scored(rows["label"], rows[ONE_VIEW]) if ONE_VIEW in rows else None
+class _Table:
+    """Metrics of the holdout patches with bounds; what is undefined is named and left out."""
+
+    def __init__(self, holdout: pd.DataFrame, confidence: float) -> None:
+        self.undefined: dict[str, str] = {}
+        self._confidence = confidence
+        self._jackknife: Jackknife | None = None
+        try:
+            self._jackknife = Jackknife(holdout["label"], holdout["group"])
+        except UndefinedMetric as error:
+            self.undefined["intervals"] = str(error)
+
+    def values(self, where: str, patches: Scored, names: Iterable[str]) -> dict[str, float]:
+        """The named metrics that are defined."""
+        found = {}
+        for name in names:
+            try:
+                found[name] = METRICS[name].of(patches)
+            except UndefinedMetric as error:
+                self.undefined[f"{where}.{name}"] = str(error)
+        return found
+
+    def bounded(self, where: str, patches: Scored) -> dict[str, float]:
+        """Every metric that is defined, with its bounds where it has any."""
+        found = self.values(where, patches, METRICS)
+        for metric in [METRICS[name] for name in found]:
+            if self._jackknife is None or metric.scale is None:
+                continue
+            try:
+                interval = self._jackknife.interval(
+                    metric.statistic(patches), confidence=self._confidence, scale=metric.scale
+                )
+            except UndefinedMetric as error:
+                self.undefined[f"{where}.{metric.name}_low"] = str(error)
+            else:
+                found |= _bounds(metric.name, interval)
+        return found
+
+    def differences(self, model: Scored, baseline: Scored) -> dict[str, float]:
+        """Model minus baseline, paired, of every metric that has an interval."""
+        found: dict[str, float] = {}
+        for metric in METRICS.values():
+            if metric.scale is not None:
+                found |= self.difference("difference_to_baseline", metric, model, baseline)
+        return found
+
+    def difference(
+        self, where: str, metric: Metric, one: Scored, other: Scored, *, key: str | None = None
+    ) -> dict[str, float]:
+        """``key`` (default: the metric's name) with its bounds, or nothing."""
+        key = key or metric.name
+        try:
+            value = metric.of(one) - metric.of(other)
+        except UndefinedMetric:
+            return {}  # named where the metric itself stands
+        if self._jackknife is None:
+            return {key: value}
+        try:
+            difference = self._jackknife.difference(
+                metric.statistic(one), metric.statistic(other), confidence=self._confidence
+            )
+        except UndefinedMetric as error:
+            self.undefined[f"{where}.{key}_low"] = str(error)
+            return {key: value}
+        return {key: value} | _bounds(key, difference)
+
+    def leave_one_group_out(self, patches: Scored) -> dict[str, Any]:
+        """How far one group alone moves the AUROC; empty where nothing can be left out."""
+        if self._jackknife is None or self._jackknife.n_groups > len(self._jackknife.names):
+            return {}
+        whole, *left_out = self._jackknife.values(auroc.statistic(patches))
+        if np.isnan(left_out).all():
+            return {}
+        changes = np.abs(np.array(left_out) - whole)
+        return {
+            "swing": float(np.nanmax(changes)),
+            "group": self._jackknife.names[int(np.nanargmax(changes))],
+            "auroc_lowest": float(np.nanmin(left_out)),
+            "auroc_highest": float(np.nanmax(left_out)),
+            "n_undefined": int(np.isnan(left_out).sum()),
+        }
 
 
-def _gain(value: float, one_view: float, resampled: Resampled, confidence: float) -> Report:
-    bounds = resampled.difference_bounds(f"{_MODEL}auroc", _ONE_VIEW, confidence=confidence)
-    return {"auroc_one_view": one_view, "auroc_gain": value - one_view} | _as_bounds(
-        "auroc_gain", *bounds
-    )
+def _bounds(name: str, interval: Interval) -> dict[str, float]:
+    return {f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def _as_bounds(name: str, low: float, high: float) -> dict[str, float]:
-    return {f"{name}_low": low, f"{name}_high": high}
-
-
-def _counts(rows: "pd.DataFrame") -> dict[str, int]:
+def _counts(rows: pd.DataFrame) -> dict[str, int]:
     return {
         "n_patches": len(rows),
         "n_tumour": int(rows["label"].sum()),

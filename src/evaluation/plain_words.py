@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from src.evaluation.intervals import FEW_GROUPS
 from src.evaluation.report_files import Sources
 
 Metrics = Mapping[str, Any]
 
-_MANY_GROUPS = 30
+_FEW_GROUPS = 10
 _LARGE_SWING = 0.02
 _FAR_SLOPE = 0.2
 _GENERATED_SLIDE = r"(train|test)_slide_\d{3,}"  # as src.data.generated names them
@@ -16,21 +15,24 @@ _GENERATED_SLIDE = r"(train|test)_slide_\d{3,}"  # as src.data.generated names t
 
 def verdict(metrics: Metrics) -> str:
     """Two sentences: how well it tells the classes apart, and whether that is more than colour."""
-    holdout, difference = metrics["holdout"], metrics["difference_to_baseline"]
+    holdout, against = metrics["holdout"], metrics["against_baseline"]
     of_hundred = round(100 * holdout["auroc"])
+    interval = (
+        f"{percent(metrics['confidence'])} interval {holdout['auroc_low']:.3f} to "
+        f"{holdout['auroc_high']:.3f}"
+        if "auroc_low" in holdout
+        else "too few groups for an interval"
+    )
     told = (
         "Shown one tumour and one normal patch of groups it never saw, the model ranks the tumour "
-        f"higher about {of_hundred} times in 100 (AUROC {holdout['auroc']:.3f}, "
-        f"{_percent(metrics)} interval {holdout['auroc_low']:.3f} to {holdout['auroc_high']:.3f})."
+        f"higher about {of_hundred} times in 100 (AUROC {holdout['auroc']:.3f}, {interval}). "
+        f"{against['text'][0].upper()}{against['text'][1:]}"
     )
-    if metrics["beats_baseline"]:
-        return f"{told} That is more than colour alone explains: it sees tissue, not only stain."
-    if difference["auroc_high"] < 0:
-        return f"{told} A histogram of colours does better: don't use this model."
-    return (
-        f"{told} Colour alone may explain that: the difference to a histogram of colours can't be "
-        "told from nothing."
-    )
+    if against["beats"]:
+        return f"{told}: that is more than colour alone explains."
+    if against.get("high", 0) < 0:
+        return f"{told}: don't use this model."
+    return f"{told}: colour alone may explain its result."
 
 
 def rule(metrics: Metrics) -> str:
@@ -64,27 +66,21 @@ def _split_level(sources: Sources) -> Iterator[str]:
 
 def _few_groups(sources: Sources) -> Iterator[str]:
     n_groups = sources.metrics["holdout"]["n_groups"]
-    if n_groups < FEW_GROUPS:
+    if n_groups < _FEW_GROUPS:
         yield (
-            f"Only {n_groups} groups are in holdout: the intervals are too narrow, and another "
-            "choice of groups may tell another story."
-        )
-    elif n_groups < _MANY_GROUPS:
-        yield (
-            f"{n_groups} groups in holdout are few: intervals from so few tend to be too narrow."
+            f"Only {n_groups} groups are in holdout. The intervals allow for so few, but not for "
+            "slides of a kind that isn't among them."
         )
 
 
-def _narrower_than_by_patch(sources: Sources) -> Iterator[str]:
-    holdout = sources.metrics["holdout"]
-    if "auroc_delong_low" not in holdout:
-        return
-    low, high = holdout["auroc_delong_low"], holdout["auroc_delong_high"]
-    if holdout["auroc_high"] - holdout["auroc_low"] < high - low:
+def _looked_before(sources: Sources) -> Iterator[str]:
+    number = sources.metrics["look"]["number"]
+    if number > 1:
+        confidence = percent(sources.metrics["against_baseline"].get("confidence", 1))
         yield (
-            "The interval by group is narrower than the one that takes patches as independent "
-            f"({low:.3f} to {high:.3f}). That says that these groups happen to be alike, not that "
-            "the result is certain: lean on the wider one."
+            f"This is model {number:,} judged on this holdout: the best of several looks better "
+            f"than it is. The verdict allows for that ({confidence} instead of "
+            f"{percent(sources.metrics['confidence'])}); the other intervals don't."
         )
 
 
@@ -145,7 +141,7 @@ _CHECKS: tuple[Callable[[Sources], Iterator[str]], ...] = (
     _generated,
     _split_level,
     _few_groups,
-    _narrower_than_by_patch,
+    _looked_before,
     _operating_point_transfers,
     _one_group_matters,
     _calibration,
@@ -154,5 +150,6 @@ _CHECKS: tuple[Callable[[Sources], Iterator[str]], ...] = (
 )
 
 
-def _percent(metrics: Metrics) -> str:
-    return f"{100 * metrics['bootstrap']['confidence']:g} %"
+def percent(confidence: float) -> str:
+    """0.975 → ``97.5 %``."""
+    return f"{100 * confidence:.4g} %"

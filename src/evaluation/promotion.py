@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from src.evaluation.intervals import FEW_GROUPS, Difference
+from src.evaluation.intervals import Difference
+from src.evaluation.looks import Look
 
 RELOAD_TOLERANCE = 1e-4  # in probability; float32 on other batch sizes stays well below
 GOLDEN_TOLERANCE = 1e-3  # in logit; batch size, threads and oneDNN stay well below
@@ -27,6 +28,8 @@ class Evidence:
     margin : AUROC by which a version may be worse than the champion
     n_groups : groups of the patches it was judged on that hold a class, by class
     min_groups : fewest groups a class
+    look : which look at this holdout it is; the differences have the confidence that it leaves;
+        None where nothing was judged
     reload_error : largest difference in probability between what was evaluated and what the
         version gives, loaded from the registry; None where only its loading could be checked
     golden_error : largest difference in logit from the golden batch stored with the version
@@ -39,6 +42,7 @@ class Evidence:
     margin: float
     n_groups: Mapping[str, int]
     min_groups: int
+    look: Look | None
     reload_error: float | None = None
     golden_error: float | None = None
     rejected: str | None = None
@@ -143,9 +147,14 @@ def _beats_baseline(evidence: Evidence) -> tuple[float | None, bool, str]:
     difference = evidence.to_baseline
     if difference is None:
         return None, False, "not compared with the colour baseline"
-    verb = "beats" if difference.above_zero else "does not beat"
-    reason = f"{verb} the colour baseline: AUROC {_signed(difference)}"
+    reason = f"{against_baseline(difference)}; {evidence.look}"
     return difference.low, difference.above_zero, reason
+
+
+def against_baseline(difference: Difference) -> str:
+    """The verdict on a model beside the colour baseline, word for word the same everywhere."""
+    verb = "beats" if difference.above_zero else "does not beat"
+    return f"{verb} the colour baseline: AUROC {difference}"
 
 
 def _not_worse_than_champion(evidence: Evidence) -> tuple[float | None, bool, str]:
@@ -157,17 +166,15 @@ def _not_worse_than_champion(evidence: Evidence) -> tuple[float | None, bool, st
     return (
         difference.low,
         held,
-        f"{verb} than the champion on the same patches: AUROC {_signed(difference)}, the interval "
-        f"must lie above {_lowest(evidence)}",
+        f"{verb} than the champion on the same patches: AUROC {difference}, the interval must "
+        f"be above {_lowest(evidence)}; {evidence.look}",
     )
 
 
 def _minimum_groups(evidence: Evidence) -> tuple[float | None, bool, str]:
     fewest = min(evidence.n_groups.values(), default=0)
     counts = ", ".join(f"{n:,} hold {name} patches" for name, n in evidence.n_groups.items())
-    # what chance alone puts above 0 then: docs/promotion.md
-    weak = f"; fewer than {FEW_GROUPS} are weak evidence" if fewest < FEW_GROUPS else ""
-    reason = f"of the holdout groups {counts or 'none count'}{weak}"
+    reason = f"of the holdout groups {counts or 'none count'}"
     return fewest, fewest >= evidence.min_groups, reason
 
 
@@ -179,10 +186,6 @@ def _not_rejected(evidence: Evidence) -> tuple[float | None, bool, str]:
 
 def _lowest(evidence: Evidence) -> str:
     return f"{-evidence.margin + 0.0:g}"  # + 0.0 turns -0 into 0
-
-
-def _signed(difference: Difference) -> str:
-    return f"{difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"
 
 
 PROMOTION_RULES: dict[str, Rule] = {

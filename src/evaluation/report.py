@@ -62,15 +62,13 @@ _PICTURE_TITLES = {
 }
 
 
-def render_report(sources: Sources, *, n_resamples: int, seed: int) -> str:
-    """The page. ``n_resamples`` and ``seed`` are of the bands of its curves."""
+def render_report(sources: Sources) -> str:
+    """The page."""
     bands = curve_bands(
         sources.holdout["label"],
         sources.holdout["probability"],
         sources.holdout["group"],
-        n_resamples=n_resamples,
-        confidence=sources.metrics["bootstrap"]["confidence"],
-        seed=seed,
+        confidence=sources.metrics["confidence"],
     )
     return _render("index.html.j2", _facts(sources) | _page_facts(sources, bands))
 
@@ -119,7 +117,7 @@ def _facts(sources: Sources) -> dict[str, Any]:
     metrics, backbone = sources.metrics, str(sources.record["params"]["model"]["backbone"])
     return {
         "m": metrics,
-        "confidence": f"{100 * metrics['bootstrap']['confidence']:g} %",
+        "confidence": plain_words.percent(metrics["confidence"]),
         "verdict": plain_words.verdict(metrics),
         "rule": plain_words.rule(metrics),
         "caveats": plain_words.caveats(sources),

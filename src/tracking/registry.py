@@ -42,7 +42,7 @@ CHALLENGER: Alias = "challenger"
 
 FINAL_MODEL_NAME = "resnet50-final"
 _OPERATING_POINT = "evidence/operating_point.json"
-_SEEN = {"ids": "evidence/seen_ids.txt", "sha256": "evidence/seen_sha256.txt"}
+_SEEN = {key: f"evidence/seen_{key}.txt" for key in ("ids", "sha256", "slides")}
 _EVIDENCE = "evidence/evidence.json"
 _CONTRACT = "evidence/contract.json"
 _FINAL_MANIFEST = "evidence/final_manifest.json"
@@ -61,6 +61,7 @@ class VersionFiles:
     contract : what its input and output are; None where it was registered without
     seen_ids : ids of the patches it was trained on or chosen by (train and val)
     seen_sha256 : of their pixels
+    seen_slides : names of their slides, where the archive names any
     evidence : what was known of it when it was registered
     golden : its golden batch; None where it was registered without
     model_sha256 : of the ``.keras`` file, the same as in ``models/final``
@@ -76,6 +77,7 @@ class VersionFiles:
     contract: Mapping[str, Any] | None
     seen_ids: frozenset[str]
     seen_sha256: frozenset[str]
+    seen_slides: frozenset[str]
     evidence: Mapping[str, Any]
     golden: golden.Golden | None
     model_sha256: str
@@ -184,6 +186,7 @@ def load_version(name: str, version: int, *, folder: Path | None = None) -> Vers
         contract=read_json(folder / _CONTRACT) if _CONTRACT in files else None,
         seen_ids=_read_seen(folder, "ids"),
         seen_sha256=_read_seen(folder, "sha256"),
+        seen_slides=_read_seen(folder, "slides"),
         evidence=read_json(folder / _EVIDENCE),
         golden=golden.read_golden(folder),
         model_sha256=files[MODEL_FILE],
@@ -199,7 +202,7 @@ def _read_seen(folder: Path, key: str) -> frozenset[str]:
             f"model verification failed: no {_SEEN[key]}: it was registered by an earlier version "
             "of this project; register it again: dvc repro --force evaluate register predict"
         )
-    return frozenset(file.read_text(encoding="utf-8").split())
+    return frozenset(file.read_text(encoding="utf-8").splitlines()) - {""}
 
 
 def verify_version(name: str, version: int) -> None:

@@ -5,6 +5,7 @@ import pandas as pd
 
 from src.evaluation.gallery import choose_patches
 from src.evaluation.groups import group_table
+from src.evaluation.looks import Look
 from src.evaluation.metrics_report import metrics_report
 from src.evaluation.operating_point import OperatingPoint
 from src.evaluation.report_files import Sources
@@ -44,7 +45,6 @@ def sources(
     point = OperatingPoint(
         rule={"min_sensitivity": 0.9}, threshold=THRESHOLD, temperature=1.3, tta=False
     )
-    settings = {"n_resamples": 100, "confidence": 0.95, "seed": 1}
     holdout = table[table["split"] == "holdout"]
     holdout = holdout.sort_values(["probability", "id"]).reset_index(drop=True)
     chosen = choose_patches(holdout, threshold=THRESHOLD, per_set=2)
@@ -55,10 +55,11 @@ def sources(
             baseline_threshold=0.4,
             slide_disjoint=slide_disjoint,
             groups_are="slides" if slide_disjoint else "single patches",
-            **settings,
+            confidence=0.95,
+            look=Look(1, "h" * 64),
         ),
         "holdout": holdout,
-        "groups": group_table(holdout, threshold=THRESHOLD, **settings),
+        "groups": group_table(holdout, threshold=THRESHOLD, confidence=0.95),
         "gallery": {
             "patches": [
                 {**row, "centre_share": 0.2}

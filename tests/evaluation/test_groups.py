@@ -5,10 +5,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from src.evaluation.groups import group_table, leave_one_group_out
-from src.evaluation.metrics import UndefinedMetric
+from src.evaluation.groups import group_table
 
-SETTINGS = {"threshold": 0.5, "n_resamples": 100, "confidence": 0.95, "seed": 1}
+SETTINGS = {"threshold": 0.5, "confidence": 0.95}
 
 
 def _patches(n=120, n_groups=7, seed=0):
@@ -16,32 +15,6 @@ def _patches(n=120, n_groups=7, seed=0):
     labels = rng.integers(2, size=n)
     scores = np.clip(np.round(rng.normal(0.4 + 0.2 * labels, 0.2), 1), 0, 1)
     return labels, scores, np.array([f"s{g}" for g in rng.integers(n_groups, size=n)])
-
-
-def test_leaving_out_equals_scoring_the_rest():
-    """Pairs between the group and the rest counted twice, or pairs within it forgotten."""
-    labels, scores, groups = _patches()
-    found = leave_one_group_out(labels, scores, groups)
-    expected = [roc_auc_score(labels[groups != g], scores[groups != g]) for g in found.names]
-    np.testing.assert_allclose(found.aurocs, expected, rtol=1e-12)
-    changes = np.abs(np.array(expected) - roc_auc_score(labels, scores))
-    assert found.swing == pytest.approx(changes.max())
-    assert found.most_influential == found.names[int(changes.argmax())]
-
-
-def test_group_that_holds_a_class_alone_is_undefined_when_left_out():
-    found = leave_one_group_out([1, 1, 0, 0], [0.9, 0.3, 0.4, 0.1], ["a", "a", "b", "c"])
-    assert np.isnan(found.aurocs[0])
-    np.testing.assert_allclose(found.aurocs[1:], [1.0, 0.5])
-    assert found.swing == pytest.approx(0.25)
-
-
-@pytest.mark.parametrize(
-    ("groups", "message"), [(["a"] * 4, "at least 2 groups"), (["a", "a", "b", "b"], "a class is")]
-)
-def test_nothing_left_is_refused(groups, message):
-    with pytest.raises(UndefinedMetric, match=message):
-        leave_one_group_out([1, 1, 0, 0], [0.9, 0.3, 0.4, 0.1], groups)
 
 
 @pytest.fixture
@@ -66,8 +39,9 @@ def test_table_has_stains_and_slides(rows):
     assert row["interval_over"] == "patches"
     stains = table[table["kind"] == "stain"]
     assert stains["n_groups"].tolist() == [2, 5]
-    # 2 groups drawn with replacement make 3 different resamples
-    assert stains["interval_over"].tolist() == ["patches", "groups"]
+    # of 2 groups nobody knows how far a third may lie
+    assert stains["interval_over"].tolist() == ["", "groups"]
+    assert stains["auroc_low"].isna().tolist() == [True, False]
 
 
 def test_without_slides_the_groups_are_listed(rows):

@@ -1,15 +1,15 @@
-"""The clustered bootstrap against a loop, and what its intervals must and must not say."""
+"""The jackknife over groups: by hand, against a loop, and how often it errs in a simulation."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from src.evaluation import intervals
-from src.evaluation.intervals import Difference, paired_difference, resample
+from src.evaluation.intervals import Difference, Jackknife, paired_difference
 from src.evaluation.metrics import METRICS, UndefinedMetric, auroc, scored
 
 
-def _patches(n=30, n_groups=6, seed=0):
+def _patches(n=60, n_groups=6, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(2, size=n)
     scores = np.clip(np.round(rng.normal(0.4 + 0.2 * labels, 0.2), 1), 0, 1)
@@ -17,161 +17,195 @@ def _patches(n=30, n_groups=6, seed=0):
     return labels, scores, groups
 
 
-def _auroc_in_resamples(labels, scores, groups, *, n_resamples, seed):
-    statistics = {"auroc": auroc.statistic(scored(labels, scores))}
-    rng = np.random.default_rng(seed)
-    return resample(statistics, labels, groups, n_resamples=n_resamples, rng=rng)
+def _auroc(labels, scores):
+    return auroc.statistic(scored(labels, scores))
 
 
-def _slow_loop(labels, scores, groups, *, n_resamples, seed):
-    """Whole groups put together patch by patch, then scikit-learn; same draws."""
-    rng = np.random.default_rng(seed)
-    names, values, n_redrawn = np.unique(groups), [], 0
-    while len(values) < n_resamples:
-        drawn = names[rng.integers(len(names), size=len(names))]
-        rows = np.concatenate([np.flatnonzero(groups == name) for name in drawn])
-        if len(set(labels[rows])) == 2:
-            values.append(roc_auc_score(labels[rows], scores[rows]))
-        else:
-            n_redrawn += 1
-    return np.array(values), n_redrawn
-
-
-def test_equals_a_slow_loop_for_the_same_draws():
-    """Patches drawn one by one, a group drawn once only, or weights in another order."""
+def test_values_are_those_without_each_group():
+    """Groups weighted by what is left out, or a group taken for its neighbour."""
     labels, scores, groups = _patches()
-    fast = _auroc_in_resamples(labels, scores, groups, n_resamples=50, seed=4)
-    slow, _ = _slow_loop(labels, scores, groups, n_resamples=50, seed=4)
-    np.testing.assert_allclose(fast.values["auroc"], slow, rtol=1e-12)
-    assert fast.n_groups == 6
+    jackknife = Jackknife(labels, groups)
+    expected = [roc_auc_score(labels[groups != g], scores[groups != g]) for g in jackknife.names]
+    found = jackknife.values(_auroc(labels, scores))
+    np.testing.assert_allclose(found, [roc_auc_score(labels, scores), *expected], rtol=1e-12)
 
 
-def test_resamples_of_one_class_are_drawn_anew_and_counted():
-    """Silently dropped, they would leave fewer resamples than asked for."""
-    labels = np.array([0, 0, 0, 0, 1, 1])
-    scores = np.array([0.1, 0.5, 0.3, 0.2, 0.4, 0.9])
-    groups = np.array(["a", "a", "b", "c", "d", "d"])
-    fast = _auroc_in_resamples(labels, scores, groups, n_resamples=200, seed=2)
-    slow, n_redrawn = _slow_loop(labels, scores, groups, n_resamples=200, seed=2)
-    np.testing.assert_allclose(fast.values["auroc"], slow, rtol=1e-12)
-    assert fast.n_redrawn == n_redrawn > 20
+def test_interval_of_a_mean_by_hand():
+    """Means 1, 2, 3 of three equal groups: standard error √(1/3), t of 2 degrees 4.303."""
+    labels, groups = np.tile([0, 1], 6), np.repeat(["a", "b", "c"], 4)
+    values = np.repeat([1.0, 2.0, 3.0], 4)
+    jackknife = Jackknife(labels, groups)
+    found = jackknife.interval(
+        lambda weights: weights @ values / weights.sum(axis=1), confidence=0.95, scale="plain"
+    )
+    assert jackknife.n_effective == pytest.approx(3)
+    half = 4.302653 * np.sqrt(1 / 3)
+    assert (found.value, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half))
 
 
-def test_block_size_does_not_change_the_result(monkeypatch):
-    """The number of patches held at once would leak into the figures."""
-    labels, scores, groups = _patches()
-    at_once = _auroc_in_resamples(labels, scores, groups, n_resamples=40, seed=1)
-    monkeypatch.setattr(intervals, "_BLOCK_WEIGHTS", 7 * len(labels))
-    in_blocks = _auroc_in_resamples(labels, scores, groups, n_resamples=40, seed=1)
-    np.testing.assert_array_equal(at_once.values["auroc"], in_blocks.values["auroc"])
+@pytest.mark.parametrize(
+    ("tumour", "normal", "effective"),
+    [
+        ([10, 10, 10, 10], [10, 10, 10, 10], 4),
+        ([10, 10, 10, 0], [0, 10, 10, 10], 18 / 5),  # shares 1/6, 1/3, 1/3, 1/6
+        ([97, 1, 1, 1], [97, 1, 1, 1], 1 / (0.97**2 + 3 * 0.01**2)),
+    ],
+)
+def test_effective_groups(tumour, normal, effective):
+    """A huge slide beside three tiny ones counted as four."""
+    labels = np.concatenate([np.ones(sum(tumour)), np.zeros(sum(normal))])
+    groups = np.concatenate([np.repeat(range(4), tumour), np.repeat(range(4), normal)])
+    assert Jackknife(labels, groups).n_effective == pytest.approx(effective)
 
 
 def test_copies_within_a_group_do_not_narrow_the_interval():
-    """Drawn patch by patch, 20 copies of every patch look like 20 times the evidence."""
-    labels, scores, _ = _patches(n=40, seed=2)
-    labels, scores = np.repeat(labels, 20), np.repeat(scores, 20)
-    by_group = _auroc_in_resamples(
-        labels, scores, np.repeat(np.arange(40), 20), n_resamples=400, seed=0
+    """Counted one by one, 20 copies of every patch look like 20 times the evidence."""
+    labels, scores, groups = _patches(n=80, n_groups=20)
+    one = Jackknife(labels, groups).interval(_auroc(labels, scores), confidence=0.95, scale="logit")
+    labels, scores, groups = (np.repeat(a, 20) for a in (labels, scores, groups))
+    many = Jackknife(labels, groups).interval(
+        _auroc(labels, scores), confidence=0.95, scale="logit"
     )
-    by_patch = _auroc_in_resamples(labels, scores, np.arange(800), n_resamples=400, seed=0)
-    low, high = by_group.bounds("auroc", confidence=0.95)
-    narrow_low, narrow_high = by_patch.bounds("auroc", confidence=0.95)
-    assert high - low > 3 * (narrow_high - narrow_low)
+    assert (many.low, many.high) == pytest.approx((one.low, one.high))
 
 
-def test_bounds_are_the_percentiles():
-    """Confidence taken as one tail, or 0.95 of the wrong side."""
-    resampled = intervals.Resampled({"x": np.arange(101.0)}, n_groups=2, n_redrawn=0)
-    assert resampled.bounds("x", confidence=0.9) == pytest.approx((5, 95))
+def test_rows_at_once_do_not_change_the_result(monkeypatch):
+    """The number of patches held at once would leak into the figures."""
+    labels, scores, groups = _patches()
+    at_once = Jackknife(labels, groups).values(_auroc(labels, scores))
+    monkeypatch.setattr(intervals, "_WEIGHTS_AT_ONCE", 2 * len(labels))
+    np.testing.assert_array_equal(at_once, Jackknife(labels, groups).values(_auroc(labels, scores)))
 
 
-def test_undefined_in_a_resample_gives_no_interval():
-    """NaN bounds, or percentiles of what happened to be defined."""
-    resampled = intervals.Resampled({"ppv": np.array([0.5, np.nan])}, n_groups=2, n_redrawn=0)
-    with pytest.raises(UndefinedMetric, match="no interval for ppv: undefined in 1 of 2"):
-        resampled.bounds("ppv", confidence=0.95)
+def test_many_groups_are_left_out_in_blocks():
+    """One pass a patch would take hours where every patch is a group; the width stays."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=6000)
+    scores = np.clip(rng.normal(0.4 + 0.2 * labels, 0.2), 0, 1)
+    jackknife = Jackknife(labels, np.arange(6000))
+    assert (jackknife.n_groups, len(jackknife.names)) == (6000, 200)
+    found = jackknife.interval(_auroc(labels, scores), confidence=0.95, scale="logit")
+    # DeLong's variance, from placements
+    tumour, normal = scores[labels == 1], scores[labels == 0]
+    above = (tumour[:, None] > normal).astype(float)
+    variance = above.mean(1).var(ddof=1) / len(tumour) + above.mean(0).var(ddof=1) / len(normal)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(variance), rel=0.15)
 
 
-def test_one_group_is_refused():
-    """Every resample is the same: an interval of width 0 that beats any baseline."""
-    with pytest.raises(UndefinedMetric, match="at least 2 groups; got 1"):
-        _auroc_in_resamples(np.array([0, 1]), [0.1, 0.9], ["a", "a"], n_resamples=100, seed=0)
+def test_interval_of_a_share_stays_within_its_range():
+    """An AUROC of up to 1.02."""
+    rng = np.random.default_rng(1)
+    labels, groups = np.tile([0, 1], 60), np.repeat(range(4), 30)
+    scores = labels + rng.normal(0, 0.35, 120)
+    found = Jackknife(labels, groups).interval(
+        _auroc(labels, scores), confidence=0.999, scale="logit"
+    )
+    assert 0 < found.low < found.value < found.high < 1
 
 
-def test_groups_that_rarely_hold_both_classes_are_refused():
-    """Without a limit, one class alone would be redrawn for ever."""
-    labels = np.array([0, 0, 0])
-    with pytest.raises(UndefinedMetric, match="0 groups hold tumour, 3 normal"):
-        resample({}, labels, ["a", "b", "c"], n_resamples=100, rng=np.random.default_rng(0))
+def test_no_interval_where_nothing_varies():
+    """A sensitivity of 1 with the interval 1 to 1, from three slides."""
+    labels, groups = np.tile([0, 1], 6), np.repeat(range(3), 4)
+    with pytest.raises(UndefinedMetric, match="it is 1 whichever group is left out"):
+        Jackknife(labels, groups).interval(
+            _auroc(labels, labels.astype(float)), confidence=0.95, scale="logit"
+        )
+
+
+def test_no_interval_where_one_group_holds_a_class_alone():
+    """NaN bounds, or an interval from the groups that happen to be defined."""
+    labels = np.array([1, 1, 0, 0, 0, 0])
+    groups = np.array(["a", "a", "b", "b", "c", "c"])
+    with pytest.raises(UndefinedMetric, match="undefined without a, on which it rests alone"):
+        Jackknife(labels, groups).interval(
+            _auroc(labels, np.arange(6.0)), confidence=0.95, scale="logit"
+        )
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "message"),
+    [([0, 1, 0, 1], list("aabb"), "at least 3 groups; got 2"), ([1, 1, 1], list("abc"), "classes")],
+)
+def test_nothing_to_leave_out_is_refused(labels, groups, message):
+    """Two groups have a spread, but nobody knows how wide the next one is."""
+    with pytest.raises(UndefinedMetric, match=message):
+        Jackknife(labels, groups)
 
 
 def test_difference_is_paired():
-    """From two independent bootstraps it would be as wide as both together."""
+    """From two independent intervals it would be as wide as both together."""
     labels, scores, groups = _patches(n=200, n_groups=20)
     worse = np.where(labels == 1, scores - 0.05, scores)
-    settings = {"n_resamples": 300, "confidence": 0.95}
-    paired = paired_difference(
-        labels, scores, worse, groups, rng=np.random.default_rng(0), **settings
-    )
-    assert paired.value == pytest.approx(
-        roc_auc_score(labels, scores) - roc_auc_score(labels, worse)
-    )
-    assert paired.low <= paired.value <= paired.high
+    paired = paired_difference(labels, scores, worse, groups, confidence=0.95)
+    value = roc_auc_score(labels, scores) - roc_auc_score(labels, worse)
+    assert paired.value == pytest.approx(value)
+    assert paired.low < paired.value < paired.high
     assert paired.above_zero
-    alone = _auroc_in_resamples(labels, scores, groups, n_resamples=300, seed=0)
-    low, high = alone.bounds("auroc", confidence=0.95)
-    assert paired.high - paired.low < 0.5 * (high - low)
+    alone = Jackknife(labels, groups).interval(
+        _auroc(labels, scores), confidence=0.95, scale="plain"
+    )
+    assert paired.high - paired.low < 0.5 * (alone.high - alone.low)
 
 
 def test_same_scores_do_not_differ():
-    """>= in place of > would promote a copy over the baseline."""
+    """>= in place of > would promote a copy over the champion."""
     labels, scores, groups = _patches()
-    difference = paired_difference(
-        labels,
-        scores,
-        scores,
-        groups,
-        n_resamples=100,
-        confidence=0.95,
-        rng=np.random.default_rng(0),
-    )
-    assert (difference.value, difference.low, difference.high) == (0, 0, 0)
+    difference = paired_difference(labels, scores, scores, groups, confidence=0.95)
+    assert difference == Difference(0, 0, 0, 0.95)
     assert not difference.above_zero
 
 
 @pytest.mark.parametrize(("low", "above"), [(0.0, False), (1e-9, True)])
 def test_above_zero_on_both_sides_of_the_boundary(low, above):
-    assert Difference(0.1, low, 0.2).above_zero is above
+    assert Difference(0.1, low, 0.2, 0.95).above_zero is above
 
 
-def test_all_metrics_of_the_table_can_be_resampled():
+def test_difference_in_words():
+    """Bounds without saying how sure they are."""
+    text = "+0.051 (97.5 % interval -0.012 to +0.090)"
+    assert str(Difference(0.0514, -0.012, 0.09, 0.975)) == text
+
+
+def test_every_metric_with_a_scale_has_an_interval_around_it():
     """Row sums of one metric standing for another's."""
-    labels, scores, groups = _patches(n=300, n_groups=30)
+    labels, scores, groups = _patches(n=300, n_groups=12)
     patches = scored(labels, scores, threshold=0.5)
-    resampled = resample(
-        {name: metric.statistic(patches) for name, metric in METRICS.items()},
-        labels,
-        groups,
-        n_resamples=200,
-        rng=np.random.default_rng(0),
-    )
-    for name, metric in METRICS.items():
-        assert resampled.values[name].shape == (200,)
-        value = metric.of(patches)
-        low, high = resampled.metric_bounds(name, metric, value, confidence=0.99)
-        assert low < high
-        assert metric.interval == "basic" or low < value < high
+    jackknife = Jackknife(labels, groups)
+    for metric in METRICS.values():
+        if metric.scale is not None:
+            found = jackknife.interval(
+                metric.statistic(patches), confidence=0.99, scale=metric.scale
+            )
+            assert found.low < metric.of(patches) == found.value < found.high
 
 
-def test_basic_interval_takes_out_the_noise_of_resampling():
-    """Resamples around 0.06 of an ECE of 0.04: percentiles would say that 0.04 is too low."""
-    resampled = intervals.Resampled({"ece": np.linspace(0.03, 0.09, 101)}, n_groups=9, n_redrawn=0)
-    low, high = resampled.metric_bounds("ece", METRICS["ece"], 0.04, confidence=0.9)
-    assert (low, high) == pytest.approx((0.0, 0.08 - 0.033))
+def test_bands_are_pointwise_and_skip_what_has_no_spread():
+    labels, groups = np.tile([0, 1], 6), np.repeat(["a", "b", "c"], 4)
+    shares = np.stack([np.repeat([0.2, 0.5, 0.8], 4), np.ones(12)], axis=1)
+
+    def statistic(weights):
+        return weights @ shares / weights.sum(axis=1, keepdims=True)
+
+    jackknife = Jackknife(labels, groups)
+    bands = jackknife.bands(statistic, confidence=0.9)
+    alone = jackknife.interval(lambda w: statistic(w)[:, 0], confidence=0.9, scale="logit")
+    np.testing.assert_allclose(bands, [[alone.low, np.nan], [alone.high, np.nan]])
 
 
-def test_bands_are_pointwise_and_skip_what_is_undefined():
-    values = np.stack([np.arange(101.0), np.arange(101.0) * 2], axis=1)
-    values[100, 1] = np.nan
-    bands = intervals.Resampled({"x": values}, n_groups=2, n_redrawn=0).bands("x", confidence=0.9)
-    np.testing.assert_allclose(bands, [[5.0, 9.9], [95.0, 188.1]])
+@pytest.mark.parametrize(("n_groups", "n_tumour_groups"), [(3, 3), (5, 5), (8, 3)])
+def test_equal_rivals_are_rarely_called_different(n_groups, n_tumour_groups):
+    """The clustered bootstrap's 95 % interval was above 0 in 14 % of such cases with 3 groups.
+
+    Two equal models whose strength varies by slide; nominal 2.5 %, 600 simulations: a true 3.5 %
+    stays below 5.2 % in 98 of 100 runs, and the bootstrap's 12 % never does.
+    """
+    rng = np.random.default_rng(n_groups)
+    groups = np.repeat(np.arange(n_groups), 100)
+    passed = 0
+    for _ in range(600):
+        labels = (rng.random(len(groups)) < 0.4) & (groups < n_tumour_groups)
+        strength = rng.normal(1.5, 0.5, (2, n_groups))[:, groups]
+        common = rng.normal(size=len(groups))
+        one, other = labels * strength + 0.8 * common + rng.normal(0, 0.6, (2, len(groups)))
+        passed += paired_difference(labels, one, other, groups, confidence=0.95).above_zero
+    assert passed / 600 <= 0.052

@@ -1,9 +1,13 @@
 """Sentences that must follow from the numbers."""
 
+from dataclasses import asdict
+
 import pytest
 
 from src.data.generated import plan_subset
+from src.evaluation.intervals import Difference
 from src.evaluation.plain_words import caveats, rule, verdict
+from src.evaluation.promotion import against_baseline
 from tests.evaluation.report_sources import sources
 
 
@@ -25,15 +29,17 @@ def _caveats(made, **changes):
 @pytest.mark.parametrize(
     ("low", "high", "told"),
     [
-        (0.01, 0.2, "more than colour alone explains"),
-        (-0.1, 0.1, "can't be told from nothing"),
-        (-0.2, -0.01, "don't use this model"),
+        (0.01, 0.2, "Beats the colour baseline: AUROC +0.100 (97.5 % interval +0.010 to +0.200): "),
+        (-0.1, 0.3, "): colour alone may explain its result"),
+        (-0.3, -0.01, "): don't use this model"),
     ],
 )
-def test_verdict_follows_the_interval(made, low, high, told):
-    """A value above the baseline with an interval over 0 sold as better."""
-    metrics = _metrics(made, difference_to_baseline={"auroc_low": low, "auroc_high": high})
-    assert told in verdict({**metrics, "beats_baseline": low > 0})
+def test_verdict_follows_the_gate(made, low, high, told):
+    """A value above the baseline with an interval over 0 sold as better; or other words than the
+    gate's."""
+    difference = Difference((low + high) / 2 - 0.005, low, high, 0.975)
+    against = {"beats": low > 0, "text": against_baseline(difference), **asdict(difference)}
+    assert told in verdict(_metrics(made, against_baseline=against))
 
 
 @pytest.mark.parametrize(
@@ -66,17 +72,19 @@ def test_sensitivity_missed_on_holdout_is_said(made):
     assert "on holdout: it doesn't" not in _caveats(made, holdout={"sensitivity": 0.9})
 
 
-@pytest.mark.parametrize(("n_groups", "told"), [(4, "Only 4 groups"), (5, "5 groups in holdout")])
-def test_few_groups_are_said(made, n_groups, told):
-    assert told in _caveats(made, holdout={"n_groups": n_groups})
+@pytest.mark.parametrize(("n_groups", "is_said"), [(9, True), (10, False)])
+def test_few_groups_are_said(made, n_groups, is_said):
+    assert ("groups are in holdout" in _caveats(made, holdout={"n_groups": n_groups})) is is_said
 
 
-def test_interval_narrower_than_by_patch_is_said(made):
-    """Few groups that happen to be alike look like certainty."""
-    narrow = {"auroc_low": 0.7, "auroc_high": 0.71, "auroc_delong_low": 0.6}
-    assert "lean on the wider one" in _caveats(made, holdout={**narrow, "auroc_delong_high": 0.8})
-    wide = {**narrow, "auroc_high": 0.95}
-    assert "lean on" not in _caveats(made, holdout={**wide, "auroc_delong_high": 0.8})
+def test_earlier_looks_at_the_holdout_are_said(made):
+    """The best of many models on one holdout, shown as if it were the only one."""
+    looked = _caveats(
+        made, look={"number": 4}, against_baseline={"beats": True, "confidence": 0.9975}
+    )
+    assert "model 4 judged on this holdout" in looked
+    assert "(99.75 % instead of 95 %)" in looked
+    assert "judged on this holdout" not in _caveats(made)
 
 
 def test_evidence_outside_the_centre_is_said(made):

@@ -17,7 +17,6 @@ from src.evaluation.report import render_model_card, render_report
 from tests.evaluation.report_sources import PICTURE, THRESHOLD, predictions, sources
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-SETTINGS = {"n_resamples": 100, "seed": 1}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def made():
 
 @pytest.fixture(scope="module")
 def page(made):
-    return render_report(made, **SETTINGS)
+    return render_report(made)
 
 
 class _Elements(HTMLParser):
@@ -79,7 +78,7 @@ def test_verdict_comes_first_and_says_the_numbers(page, made):
     place = page.index(f"{holdout['auroc']:.3f}")
     assert page.index('id="verdict"') < place < page.index('id="threshold"')
     assert f"{holdout['auroc_low']:.3f} to {holdout['auroc_high']:.3f}" in page
-    told = "Yes" if made.metrics["beats_baseline"] else "No"
+    told = "Yes" if made.metrics["against_baseline"]["beats"] else "No"
     assert re.search(rf"Better than colour alone\?</p><p class=\"big\">{told}<", page)
 
 
@@ -89,8 +88,8 @@ def test_names_from_outside_are_text():
     table = predictions()
     table["id"] = [evil[:9] + id_[9:] for id_ in table["id"]]
     odd = sources(table.assign(slide=evil), ingest={"archive": {"name": evil}})
-    assert evil not in render_report(odd, **SETTINGS)
-    assert render_report(odd, **SETTINGS).count("</script>") == 2
+    assert evil not in render_report(odd)
+    assert render_report(odd).count("</script>") == 2
 
 
 def test_page_of_a_full_holdout_is_small_enough():
@@ -101,7 +100,7 @@ def test_page_of_a_full_holdout_is_small_enough():
     pictures = dict.fromkeys(full.pictures, PICTURE + "A" * 30_000)
     explored = {f"{place}.png": (PICTURE + "A" * 110_000, 860, 600) for place in range(13)}
     full = sources(table, thumbnails=thumbnails, pictures=pictures, explored=explored)
-    assert len(render_report(full, **SETTINGS).encode()) < 8e6
+    assert len(render_report(full).encode()) < 8e6
 
 
 def test_card_says_what_the_page_says(made):
@@ -122,7 +121,7 @@ def test_card_says_what_the_page_says(made):
 def test_report_of_a_split_by_patch_warns():
     """The flattering figure without its caveat."""
     weak = sources(slide_disjoint=False)
-    for text in (render_report(weak, **SETTINGS), render_model_card(weak)):
+    for text in (render_report(weak), render_model_card(weak)):
         assert "not by slide" in text
 
 
@@ -236,7 +235,7 @@ def test_card_names_the_backbone_and_the_data(made):
     assert "- densenet121 with preprocessing inside" in render_model_card(other)
     assert "- ResNet50 with preprocessing inside" in render_model_card(made)
     drawn = sources(holdout=made.holdout.assign(slide="train_slide_000"))
-    for text in (render_model_card(drawn), render_report(drawn, **SETTINGS)):
+    for text in (render_model_card(drawn), render_report(drawn)):
         assert "CC0" not in text
         assert "Dutch hospitals" not in text
     assert "Dutch hospitals" in render_model_card(made)

@@ -13,8 +13,9 @@ from tests.pipeline.closure import is_module
 
 STAGES = YAML(typ="safe", pure=True).load(paths.ROOT / "dvc.yaml")["stages"]
 SECTIONS = set(Params.model_fields) - {"runtime", "tune"}
-# finetune records train, on which it depends through models/head; predict --input isn't the stage
-READ_BESIDES = {"finetune": {"train"}, "predict": {"register_"}}
+# finetune records train, on which it depends through models/head; evaluate shares src.deciding with
+# register, but decides nothing; predict --input isn't the stage
+READ_BESIDES = {"finetune": {"train"}, "evaluate": {"register_"}, "predict": {"register_"}}
 
 
 @pytest.mark.parametrize("stage", STAGES)

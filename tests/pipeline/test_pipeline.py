@@ -25,7 +25,6 @@ SMALL = {
     "model": {"input_size": 32},
     "train": {"epochs": 2, "views": 1},
     "finetune": {"epochs": 2, "depth": 1, "views": 2},
-    "evaluate": {"n_resamples": 100},
 }
 PYTHON_BIN = Path(sys.executable).parent
 

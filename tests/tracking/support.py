@@ -11,6 +11,14 @@ from src.model.final import CONTRACT, CONTRACT_FILE
 from src.system.durable import replacing_folder, write_json
 from src.tracking.records import RunRecord
 
+# of a version that was trained on the archive of ``tests.fixtures``
+EVIDENCE = {
+    "auroc": 0.9,
+    "baseline_auroc": 0.5,
+    "final_weights_sha256": "b" * 64,
+    "data": {"train": "f" * 64},
+}
+
 
 def point_paths_at(root: Path, patch: pytest.MonkeyPatch) -> None:
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -93,13 +101,15 @@ def final_folder(
     keras_file: Path,
     seen_ids: Sequence[str] = ("a" * 40,),
     seen_sha256: Sequence[str] = (),
+    seen_slides: Sequence[str] = (),
 ) -> Path:
     with replacing_folder(folder) as temporary:
         (temporary / "model.keras").write_bytes(keras_file.read_bytes())
-        operating_point = {"rule": {"min_sensitivity": 0.95}, "threshold": 0.4, "temperature": 1.5}
-        write_json(temporary / "operating_point.json", operating_point)
+        rule = {"rule": {"min_sensitivity": 0.95}, "threshold": 0.4, "temperature": 1.5}
+        write_json(temporary / "operating_point.json", {**rule, "tta": False})
         write_json(temporary / CONTRACT_FILE, CONTRACT)
-        for name, seen in (("ids", seen_ids), ("sha256", seen_sha256)):
+        seen_patches = {"ids": seen_ids, "sha256": seen_sha256, "slides": seen_slides}
+        for name, seen in seen_patches.items():
             (temporary / f"seen_{name}.txt").write_text("".join(f"{i}\n" for i in seen))
     return folder
 

@@ -28,7 +28,7 @@ IDS = ["a" * 40, "b" * 40]
 
 @pytest.fixture
 def final(tmp_path, keras_file):
-    return final_folder(tmp_path / "final", keras_file, IDS)
+    return final_folder(tmp_path / "final", keras_file, IDS, ["c" * 64], ["a slide", "another"])
 
 
 @pytest.fixture
@@ -54,6 +54,8 @@ def test_version_alone_gives_all_that_predicting_needs(
 
     files = registry.load_version(model_name, version)
     assert files.seen_ids == frozenset(IDS)
+    assert files.seen_sha256 == {"c" * 64}
+    assert files.seen_slides == {"a slide", "another"}  # a name may hold a space
     assert files.operating_point["threshold"] == 0.4
     assert files.evidence == EVIDENCE
     assert files.run_id == run_id

@@ -1,0 +1,59 @@
+"""Which models were judged on a holdout: tags of their runs, so a shared store counts for all."""
+
+from __future__ import annotations
+
+from src.tracking.store import connect, reporting
+
+
+def take_look(run_id: str, holdout_sha256: str, model: str) -> int:
+    """Number of ``model`` (any digest of it) among those judged on a holdout, from 1.
+
+    A model seen before keeps its number.
+
+    Two processes that look at the same moment may get the same number: the second verdict is then
+    a little too lenient, and both tags show it.
+    """
+    store, tag = connect(), _tag(holdout_sha256)
+    numbers = _numbers(holdout_sha256)
+    number = numbers.get(model, 1 + max(numbers.values(), default=0))
+    with reporting(f"did not take a tag of run {run_id}"):
+        run = store.client.get_run(run_id)
+        noted = run.data.tags.get(tag, "")
+        is_deleted = run.info.lifecycle_stage == "deleted"  # and takes no tag
+        if model not in _numbers_in(noted) and not (is_deleted and model in numbers):
+            entry = f"{number} {model}"
+            store.client.set_tag(run_id, tag, f"{noted}, {entry}" if noted else entry)
+    return number
+
+
+def n_looks(holdout_sha256: str) -> int:
+    """How many models were judged on a holdout so far."""
+    return len(_numbers(holdout_sha256))
+
+
+def _numbers(holdout_sha256: str) -> dict[str, int]:
+    """Model → its number. Deleted runs count as well: what was seen stays seen."""
+    from mlflow.entities import ViewType
+
+    store, tag, found, page = connect(), _tag(holdout_sha256), {}, None
+    with reporting("can't be searched"):
+        while page is None or page.token:
+            page = store.client.search_runs(
+                [store.experiment_id],
+                filter_string=f"tags.`{tag}` LIKE '%'",
+                run_view_type=ViewType.ALL,
+                page_token=page.token if page else None,
+            )
+            for run in page:
+                found |= _numbers_in(run.data.tags[tag])
+    return found
+
+
+def _numbers_in(noted: str) -> dict[str, int]:
+    """``1 c0ffee, 2 c0ffee+tta`` → model → number; one run may have given several models."""
+    entries = (entry.split(" ", 1) for entry in noted.split(", ") if entry)
+    return {model: int(number) for number, model in entries}
+
+
+def _tag(holdout_sha256: str) -> str:
+    return f"holdout_look.{holdout_sha256[:12]}"
