@@ -219,7 +219,7 @@ def test_what_evaluate_writes_is_what_predict_accepts(tta, tmp_path, monkeypatch
     params = load_params().model.model_copy(update={"backbone": "resnet_tiny", "input_size": 32})
     monkeypatch.setattr(paths, "FINAL_MODEL", tmp_path / "final")
     monkeypatch.setattr(evaluate, "seen_patches", lambda: {"ids": ["a" * 40], "sha256": ["b" * 64]})
-    point = OperatingPoint({"min_sensitivity": 0.95}, threshold=0.5, temperature=1.0, tta=tta)
+    point = OperatingPoint({"min_sensitivity": 0.95}, threshold=0.5, scale=1.0, shift=0.0, tta=tta)
     evaluate.write_final(build_classifier(params), point)
     recorded = json.loads((tmp_path / "final" / "contract.json").read_text())
     assert recorded == CONTRACT

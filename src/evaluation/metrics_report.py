@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 Report = dict[str, Any]
 
-CALIBRATION_METRICS = ("log_loss", "brier_loss", "ece", "calibration_slope")
+CALIBRATION_METRICS = (
+    "log_loss",
+    "brier_loss",
+    "ece",
+    "calibration_slope",
+    "calibration_intercept",
+)
 _MODEL, _BASELINE, _ONE_VIEW = "model.", "baseline.", "one view"
 
 
@@ -78,7 +84,7 @@ def metrics_report(
             scored(val["label"], val["probability"], threshold=threshold), "val", METRICS
         ),
         "before_calibration": table.values(
-            scored(holdout["label"], probability(holdout["logit"], temperature=1.0)),
+            scored(holdout["label"], probability(holdout["logit"])),
             "before_calibration",
             CALIBRATION_METRICS,
         ),
@@ -96,7 +102,8 @@ def metrics_report(
         "groups_are": groups_are,
         "operating_point": {
             "threshold": threshold,
-            "temperature": operating_point.temperature,
+            "scale": operating_point.scale,
+            "shift": operating_point.shift,
             "tta": operating_point.tta,
             **operating_point.rule,
         },

@@ -1,6 +1,7 @@
 """The result in sentences for people: what it says, and what to bear in mind."""
 
 from collections.abc import Callable, Iterator, Mapping
+from math import exp
 from typing import Any
 
 from src.evaluation.intervals import FEW_GROUPS
@@ -11,6 +12,7 @@ Metrics = Mapping[str, Any]
 _MANY_GROUPS = 30
 _LARGE_SWING = 0.02
 _FAR_SLOPE = 0.2
+_FAR_INTERCEPT = 0.2  # of the log odds: the odds are off by more than a fifth
 _GENERATED_SLIDE = r"(train|test)_slide_\d{3,}"  # as src.data.generated names them
 
 
@@ -106,10 +108,18 @@ def _one_group_matters(sources: Sources) -> Iterator[str]:
 
 
 def _calibration(sources: Sources) -> Iterator[str]:
-    slope = sources.metrics["holdout"].get("calibration_slope")
+    holdout = sources.metrics["holdout"]
+    slope, intercept = (holdout.get(f"calibration_{name}") for name in ("slope", "intercept"))
     if slope is not None and abs(slope - 1) > _FAR_SLOPE:
         kind = "too extreme" if slope < 1 else "too timid"
         yield f"On holdout the probabilities are {kind} (calibration slope {slope:.2f})."
+    if intercept is not None and abs(intercept) > _FAR_INTERCEPT:
+        amount, direction = ("more", "low") if intercept > 0 else ("less", "high")
+        yield (
+            f"On holdout there is {amount} tumour than the probabilities say: the odds are "
+            f"{exp(abs(intercept)):.1f} times too {direction} (calibration intercept "
+            f"{intercept:+.2f})."
+        )
 
 
 def _looks_elsewhere(sources: Sources) -> Iterator[str]:

@@ -7,7 +7,7 @@
 ``stain``                   a few clusters by colour (``src.data.stain_names``), null if blank
 ``logit``                   of the model; the mean over 8 views with ``evaluate.tta``
 ``logit_one_view``          of the patch as it is; only with ``evaluate.tta``
-``probability``             sigmoid(logit / temperature)
+``probability``             sigmoid(scale * logit + shift)
 ``baseline_probability``    of the colour baseline
 ==========================  ====================================================================
 """

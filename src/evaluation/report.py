@@ -41,7 +41,7 @@ _MEANINGS = {
 }
 _USES = {
     "train": "fitting the model and the baseline",
-    "val": "early stopping, temperature, threshold",
+    "val": "early stopping, calibration, threshold",
     "holdout": "these figures",
 }
 _BACKBONE_TITLES = {"resnet50": "ResNet50"}

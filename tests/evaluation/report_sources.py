@@ -42,7 +42,7 @@ def sources(
     """Sources of ``table`` (default: :func:`predictions`), with fields of ``changes`` replaced."""
     table = predictions() if table is None else table
     point = OperatingPoint(
-        rule={"min_sensitivity": 0.9}, threshold=THRESHOLD, temperature=1.3, tta=False
+        rule={"min_sensitivity": 0.9}, threshold=THRESHOLD, scale=0.8, shift=-0.3, tta=False
     )
     settings = {"n_resamples": 100, "confidence": 0.95, "seed": 1}
     holdout = table[table["split"] == "holdout"]

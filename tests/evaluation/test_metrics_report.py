@@ -10,7 +10,7 @@ from src.evaluation.metrics import METRICS, UndefinedMetric, auroc
 from src.evaluation.metrics_report import metrics_report, verdict
 from src.evaluation.operating_point import OperatingPoint
 
-POINT = OperatingPoint(rule={"min_sensitivity": 0.95}, threshold=0.4, temperature=1.5)
+POINT = OperatingPoint(rule={"min_sensitivity": 0.95}, threshold=0.4, scale=0.7, shift=-0.3)
 
 
 def _split(split, n, n_groups, seed):
@@ -133,7 +133,7 @@ def test_survives_strict_json(predictions):
 
 def test_undefined_metric_is_left_out_with_its_reason(predictions):
     """PPV of no patch called tumour as 0 reads as a verdict on the model."""
-    report = _report(predictions, OperatingPoint(rule={}, threshold=1.01, temperature=1.0))
+    report = _report(predictions, OperatingPoint(rule={}, threshold=1.01, scale=1.0, shift=0.0))
     assert "ppv" not in report["holdout"]
     assert "ppv_low" not in report["holdout"]
     assert report["undefined"]["holdout.ppv"].startswith("ppv needs patches called tumour")
@@ -143,7 +143,7 @@ def test_undefined_metric_is_left_out_with_its_reason(predictions):
 def test_interval_undefined_in_some_resamples_is_left_out(predictions):
     """PPV rests on one patch of one group: most resamples lack it."""
     top = predictions.loc[predictions["split"] == "holdout", "probability"].idxmax()
-    point = OperatingPoint(rule={}, threshold=1.0, temperature=1.0)
+    point = OperatingPoint(rule={}, threshold=1.0, scale=1.0, shift=0.0)
     predictions["probability"] *= 0.9
     predictions.loc[top, "probability"] = 1.0
     report = _report(predictions, point)

@@ -79,6 +79,27 @@ def test_interval_narrower_than_by_patch_is_said(made):
     assert "lean on" not in _caveats(made, holdout={**wide, "auroc_delong_high": 0.8})
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (
+            {"calibration_intercept": -0.42},
+            ["less tumour", "1.5 times too high", "intercept -0.42"],
+        ),
+        ({"calibration_intercept": 0.3}, ["more tumour", "1.3 times too low", "intercept +0.30"]),
+        ({"calibration_slope": 0.7}, ["too extreme", "slope 0.70"]),
+        ({"calibration_slope": 1.3}, ["too timid", "slope 1.30"]),
+        ({}, []),
+    ],
+)
+def test_probabilities_that_are_off_are_said(made, values, told):
+    """Odds a third too high that pass without a word because their spread is right."""
+    fine = {"calibration_intercept": 0.19, "calibration_slope": 0.81}
+    said = _caveats(made, holdout={**fine, **values})
+    assert all(words in said for words in told)
+    assert said.count("(calibration") == bool(told)
+
+
 def test_evidence_outside_the_centre_is_said(made):
     share = {"mean": 0.05, "area": 1 / 9, "n": 9, "n_without_evidence": 0}
     outside = sources(gallery={**made.gallery, "centre_share": share})

@@ -96,7 +96,12 @@ def final_folder(
 ) -> Path:
     with replacing_folder(folder) as temporary:
         (temporary / "model.keras").write_bytes(keras_file.read_bytes())
-        operating_point = {"rule": {"min_sensitivity": 0.95}, "threshold": 0.4, "temperature": 1.5}
+        operating_point = {
+            "rule": {"min_sensitivity": 0.95},
+            "threshold": 0.4,
+            "scale": 0.7,
+            "shift": -0.3,
+        }
         write_json(temporary / "operating_point.json", operating_point)
         write_json(temporary / CONTRACT_FILE, CONTRACT)
         for name, seen in (("ids", seen_ids), ("sha256", seen_sha256)):
