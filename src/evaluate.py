@@ -79,7 +79,13 @@ def predict(model: "keras.Model", params: Params, log: Logger) -> "pd.DataFrame"
         f"scored {len(val):,} val and {len(holdout):,} holdout patches in {len(logits[0])} "
         f"view{'s' if len(logits[0]) > 1 else ''}"
     )
-    predictions = predictions_of(train, (val, holdout), logits=logits, histograms=histograms)
+    predictions = predictions_of(
+        train,
+        (val, holdout),
+        logits=logits,
+        histograms=histograms,
+        seed=params.evaluate.seed,
+    )
     return with_origins(predictions, read_patches(paths.INGEST), seed=params.evaluate.seed)
 
 
@@ -109,19 +115,20 @@ def predictions_of(
     *,
     logits: list[NDArray[np.float64]],
     histograms: list[NDArray[np.float32]],
+    seed: int,
 ) -> "pd.DataFrame":
     """The table of :func:`predict` from what was computed of the pixels, without origins.
 
     ``scored_splits`` are val and holdout; ``logits`` belong to them, (views, n) each, and
     ``histograms`` to train, val and holdout. Calibration is fitted on val, the
-    baseline on train.
+    baselines on train; which of them is the floor is chosen on val.
     """
     import pandas as pd
 
-    from src.evaluation.baseline import baseline_probability, fit_baseline
+    from src.evaluation.baseline import baseline_probability, fit_baselines, stronger
     from src.evaluation.calibration import fit_calibration, probability
 
-    baseline = fit_baseline(histograms[0], train.labels)
+    baselines = fit_baselines(histograms[0], train.labels, seed=seed)
     means = [split_logits.mean(axis=0) for split_logits in logits]
     calibration = fit_calibration(scored_splits[0].labels, means[0])
     tables = [
@@ -134,14 +141,18 @@ def predictions_of(
                 "logit": mean,
                 **({ONE_VIEW: split_logits[0]} if len(split_logits) > 1 else {}),
                 "probability": probability(mean, **calibration._asdict()),
-                "baseline_probability": baseline_probability(baseline, split_histograms),
+                **{
+                    name: baseline_probability(model, split_histograms)
+                    for name, model in baselines.items()
+                },
             }
         )
         for split, split_logits, mean, split_histograms in zip(
             scored_splits, logits, means, histograms[1:], strict=True
         )
     ]
-    return pd.concat(tables, ignore_index=True)
+    predictions = pd.concat(tables, ignore_index=True)
+    return predictions.assign(baseline_probability=predictions[stronger(tables[0])])
 
 
 def with_origins(

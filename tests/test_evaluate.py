@@ -43,6 +43,7 @@ def predictions():
         (val, holdout),
         logits=[rng.normal(3.0 * s.labels - 1.5, 2.0, (1, 120)) for s in (val, holdout)],
         histograms=[_telling_histograms(split, rng) for split in (train, val, holdout)],
+        seed=1,
     ).assign(slide=None, stain="A #c0a0c0")
 
 
@@ -83,6 +84,8 @@ def test_predictions_hold_every_val_and_holdout_patch(predictions):
         "label": "int8",
         "logit": "float64",
         "probability": "float64",
+        "baseline_logistic": "float64",
+        "baseline_trees": "float64",
         "baseline_probability": "float64",
         "slide": "object",
         "stain": "str",
@@ -111,6 +114,7 @@ def test_what_class_weights_add_to_the_logits_is_taken_back(prevalence):
         (tables[1], tables[2]),
         logits=[(split - log_odds)[None] for split in logits],  # ln(w₁ / w₀) = −log odds
         histograms=[_telling_histograms(split, rng) for split in tables],
+        seed=1,
     )
     val, holdout = (rows for _, rows in predictions.groupby("split", sort=False))
     assert val["probability"].mean() == pytest.approx(val["label"].mean(), abs=0.005)
@@ -119,6 +123,26 @@ def test_what_class_weights_add_to_the_logits_is_taken_back(prevalence):
     assert calibration_intercept(*of_holdout) == pytest.approx(0, abs=0.06)
     assert calibration_slope(*of_holdout) == pytest.approx(1, abs=0.05)
     assert ece(*of_holdout) < 0.01
+
+
+def test_floor_is_the_stronger_of_two_on_val():
+    """A line for a floor where the label is an exclusive or of two colours: 0.5 in place of 1."""
+    rng = np.random.default_rng(0)
+    splits = [_patches(s, 120, i) for i, s in enumerate(("train", "val", "holdout"))]
+    histograms = [rng.random((120, N_FEATURES), dtype=np.float32) for _ in splits]
+    for patches, features in zip(splits, histograms, strict=True):
+        features[:, 0] = rng.integers(2, size=120)
+        features[:, 1] = np.where(patches.labels, 1 - features[:, 0], features[:, 0])
+        features[:, 2:] = 0
+    predictions = evaluate.predictions_of(
+        splits[0],
+        (splits[1], splits[2]),
+        logits=[rng.normal(s.labels, 1.0, (1, 120)) for s in splits[1:]],
+        histograms=histograms,
+        seed=1,
+    )
+    for _, rows in predictions.groupby("split"):
+        assert auroc(rows["label"], rows["baseline_probability"]) == 1
 
 
 def test_calibration_of_the_table_is_that_of_the_operating_point(predictions):

@@ -87,6 +87,7 @@ def evaluated(classifier):
         (replace(split, split="val"), split),
         logits=[logits, logits],
         histograms=[rng.random((3, N_FEATURES), dtype=np.float32)] * 3,
+        seed=1,
     )
     point = evaluate.operating_point_on_val(predictions, chosen)
     holdout = predictions[predictions["split"] == "holdout"]

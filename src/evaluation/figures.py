@@ -40,7 +40,7 @@ def roc(patches: Scored, baseline: Scored, *, auroc: Interval, baseline_auroc: f
     axes.set(xlabel="1 − specificity", ylabel="sensitivity")
     axes.set_title(
         f"AUROC {_with_bounds(auroc)} on holdout,\n"
-        f"{auroc.value - baseline_auroc:+.3f} against colour alone",
+        f"{auroc.value - baseline_auroc:+.3f} against the colour baseline",
         fontsize=11,
     )
     axes.legend(loc="lower right")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from src.evaluation.baseline import TITLES, stronger, val_aurocs
 from src.evaluation.calibration import probability
 from src.evaluation.delong import delong, delong_difference
 from src.evaluation.groups import leave_one_group_out
@@ -88,7 +89,12 @@ def metrics_report(
             "before_calibration",
             CALIBRATION_METRICS,
         ),
-        "baseline": {"threshold": baseline_threshold} | of_baseline,
+        "baseline": {
+            "model": TITLES[stronger(val)],
+            "val_auroc": {TITLES[name]: value for name, value in val_aurocs(val).items()},
+            "threshold": baseline_threshold,
+        }
+        | of_baseline,
         "difference_to_baseline": differences
         | table.guarded(
             "difference_to_baseline.auroc_delong_low",

@@ -25,13 +25,28 @@ def verdict(metrics: Metrics) -> str:
         f"higher about {of_hundred} times in 100 (AUROC {holdout['auroc']:.3f}, "
         f"{_percent(metrics)} interval {holdout['auroc_low']:.3f} to {holdout['auroc_high']:.3f})."
     )
+    reached = f"reaches {metrics['baseline']['auroc']:.3f}"
     if metrics["beats_baseline"]:
-        return f"{told} That is more than colour alone explains: it sees tissue, not only stain."
+        return (
+            f"{told} That is more than a histogram of the patch's colours explains: the better of "
+            f"two models that see nothing else {reached}."
+        )
+    better = f"The better of two models that see only a histogram of the patch's colours {reached}"
     if difference["auroc_high"] < 0:
-        return f"{told} A histogram of colours does better: don't use this model."
+        return f"{told} {better}, which is more: don't use this model."
     return (
-        f"{told} Colour alone may explain that: the difference to a histogram of colours can't be "
-        "told from nothing."
+        f"{told} {better}: the difference can't be told from nothing, so colour alone may explain "
+        "that."
+    )
+
+
+def floor(metrics: Metrics) -> str:
+    """What the colour baseline is, and how it was chosen."""
+    baseline = metrics["baseline"]
+    aurocs = " and ".join(f"{value:.3f} ({name})" for name, value in baseline["val_auroc"].items())
+    return (
+        f"the stronger of {' and '.join(baseline['val_auroc'])} on colour histograms, chosen on "
+        f"val: {baseline['model']}, AUROC {aurocs}"
     )
 
 

@@ -8,7 +8,9 @@
 ``logit``                   of the model; the mean over 8 views with ``evaluate.tta``
 ``logit_one_view``          of the patch as it is; only with ``evaluate.tta``
 ``probability``             sigmoid(scale * logit + shift)
-``baseline_probability``    of the colour baseline
+``baseline_logistic``       of logistic regression on colour histograms
+``baseline_trees``          of gradient-boosted trees on the same
+``baseline_probability``    the one of these two that has the higher AUROC on val
 ==========================  ====================================================================
 """
 

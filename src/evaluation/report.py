@@ -40,8 +40,8 @@ _MEANINGS = {
     "f1": "harmonic mean of sensitivity and PPV",
 }
 _USES = {
-    "train": "fitting the model and the baseline",
-    "val": "early stopping, calibration, threshold",
+    "train": "fitting the model and the baselines",
+    "val": "early stopping, calibration, threshold, choice of the baseline",
     "holdout": "these figures",
 }
 _BACKBONE_TITLES = {"resnet50": "ResNet50"}
@@ -122,6 +122,7 @@ def _facts(sources: Sources) -> dict[str, Any]:
         "confidence": f"{100 * metrics['bootstrap']['confidence']:g} %",
         "verdict": plain_words.verdict(metrics),
         "rule": plain_words.rule(metrics),
+        "floor": plain_words.floor(metrics),
         "caveats": plain_words.caveats(sources),
         "metrics": list(METRICS.values()),
         "undefined": sorted(metrics["undefined"].items()),

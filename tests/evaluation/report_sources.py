@@ -31,9 +31,10 @@ def predictions(n: int = 240, *, n_groups: int = 8, seed: int = 0) -> pd.DataFra
             "label": labels,
             "logit": logits,
             "probability": probabilities,
-            "baseline_probability": np.clip(rng.normal(0.45 + 0.1 * labels, 0.2), 0, 1),
+            "baseline_logistic": rng.uniform(0, 1, n),
+            "baseline_trees": np.clip(rng.normal(0.45 + 0.1 * labels, 0.2), 0, 1),
         }
-    )
+    ).assign(baseline_probability=lambda table: table["baseline_trees"])
 
 
 def sources(

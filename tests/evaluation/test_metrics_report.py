@@ -23,9 +23,10 @@ def _split(split, n, n_groups, seed):
             "label": labels,
             "logit": rng.normal(labels - 0.5, 1.0),
             "probability": np.clip(rng.normal(0.3 + 0.4 * labels, 0.2), 0, 1),
-            "baseline_probability": np.clip(rng.normal(0.45 + 0.1 * labels, 0.2), 0, 1),
+            "baseline_logistic": np.clip(rng.normal(0.45 + 0.1 * labels, 0.2), 0, 1),
+            "baseline_trees": rng.uniform(0, 1, n),
         }
-    )
+    ).assign(baseline_probability=lambda table: table["baseline_logistic"])
 
 
 @pytest.fixture
@@ -108,6 +109,23 @@ def test_swing_of_the_groups_stands_in_the_report(predictions):
     left_out = _report(predictions)["leave_one_group_out"]
     assert left_out["group"].startswith("holdout-")
     assert left_out["auroc_lowest"] < _report(predictions)["holdout"]["auroc"]
+
+
+def test_floor_is_named_from_val_alone(predictions):
+    """The baseline chosen on holdout: the more there are, the better the best looks there."""
+    baseline = _report(predictions)["baseline"]
+    rows = predictions[predictions["split"] == "val"]
+    assert baseline["model"] == "logistic regression"
+    assert baseline["val_auroc"] == {
+        "logistic regression": auroc(rows["label"], rows["baseline_logistic"]),
+        "gradient-boosted trees": auroc(rows["label"], rows["baseline_trees"]),
+    }
+    for side, named in (("holdout", "logistic regression"), ("val", "gradient-boosted trees")):
+        perfect = predictions["baseline_trees"].mask(
+            predictions["split"] == side, predictions["label"]
+        )
+        told = _report(predictions.assign(baseline_trees=perfect))["baseline"]["model"]
+        assert told == named
 
 
 def test_model_that_is_the_baseline_does_not_beat_it(predictions):

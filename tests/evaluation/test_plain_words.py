@@ -25,7 +25,7 @@ def _caveats(made, **changes):
 @pytest.mark.parametrize(
     ("low", "high", "told"),
     [
-        (0.01, 0.2, "more than colour alone explains"),
+        (0.01, 0.2, "more than a histogram of the patch's colours explains"),
         (-0.1, 0.1, "can't be told from nothing"),
         (-0.2, -0.01, "don't use this model"),
     ],
@@ -33,7 +33,10 @@ def _caveats(made, **changes):
 def test_verdict_follows_the_interval(made, low, high, told):
     """A value above the baseline with an interval over 0 sold as better."""
     metrics = _metrics(made, difference_to_baseline={"auroc_low": low, "auroc_high": high})
-    assert told in verdict({**metrics, "beats_baseline": low > 0})
+    said = verdict({**metrics, "beats_baseline": low > 0})
+    assert told in said
+    assert f"reaches {made.metrics['baseline']['auroc']:.3f}" in said
+    assert "tissue" not in said  # which no comparison with colours proves
 
 
 @pytest.mark.parametrize(

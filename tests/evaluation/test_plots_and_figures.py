@@ -102,7 +102,7 @@ def test_pictures_are_drawn_and_say_what_to_conclude(holdout, tmp_path):
         figure.savefig(tmp_path / f"{name}.png")
     titles = {name: figure.axes[0].get_title() for name, figure in pictures.items()}
     assert titles["roc"] == (
-        "AUROC 0.912 (0.880 to 0.940) on holdout,\n+0.412 against colour alone"
+        "AUROC 0.912 (0.880 to 0.940) on holdout,\n+0.412 against the colour baseline"
     )
     assert titles["learning_curves"] == (
         "train: val AUROC 0.800, val loss 0.400\nin its best epoch 2, of 3"
