@@ -26,7 +26,7 @@ from src.data.grouping import GroupBy, group_patches
 from src.data.packed import open_pixels, read_patches
 from src.data.splitting import Fractions, split_groups
 from src.data.stain_groups import stain_clusters
-from src.evaluation.baseline import colour_histograms, fit_baseline
+from src.evaluation.baseline import colour_histograms, fit_baselines
 from src.ingest import ingest_archive
 from src.params import IngestParams
 from src.system.log import get_logger
@@ -138,7 +138,7 @@ def _holdout_scores(store: Path, split_seeds: int) -> Iterator[tuple[str, str, f
 def _fitted(
     histograms: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], seed: int
 ) -> Iterator[tuple[str, Any]]:
-    yield "logistic regression", fit_baseline(histograms, labels)
+    yield "logistic regression", fit_baselines(histograms, labels, seed=seed)["baseline_logistic"]
     forest = RandomForestClassifier(100, min_samples_leaf=3, n_jobs=1, random_state=seed)
     yield "random forest", forest.fit(histograms, labels)
 

@@ -88,7 +88,7 @@ def random_classifier(backbone: str | None, input_size: int | None) -> Any:
     head = model.get_layer(LOGIT)
     rng = np.random.default_rng(0)
     head.set_weights([rng.normal(0, 0.05, w.shape) for w in head.get_weights()])
-    return probability_classifier(model, temperature=1.0)
+    return probability_classifier(model, scale=1.0, shift=0.0)
 
 
 def version_of(classifier: Any) -> Any:

@@ -1,7 +1,7 @@
 """From ``models/finetuned`` to figures one can believe and a model that can be served.
 
 ``predictions.parquet`` is written first; every metric, table and picture is computed from it.
-Temperature and threshold come from val, reported figures from holdout.
+Calibration and threshold come from val, reported figures from holdout.
 """
 
 from collections.abc import Mapping
@@ -71,7 +71,7 @@ def load_model(params: Params) -> "keras.Model":
 
 
 def predict(model: "keras.Model", params: Params, log: Logger) -> "pd.DataFrame":
-    """The table of ``src.evaluation.predictions``, with a temperature from val."""
+    """The table of ``src.evaluation.predictions``, calibrated on val."""
     from src.data.labelled import load_split
     from src.data.packed import read_patches
 
@@ -82,7 +82,13 @@ def predict(model: "keras.Model", params: Params, log: Logger) -> "pd.DataFrame"
         f"scored {len(val):,} val and {len(holdout):,} holdout patches in {len(logits[0])} "
         f"view{'s' if len(logits[0]) > 1 else ''}"
     )
-    predictions = predictions_of(train, (val, holdout), logits=logits, histograms=histograms)
+    predictions = predictions_of(
+        train,
+        (val, holdout),
+        logits=logits,
+        histograms=histograms,
+        seed=params.evaluate.seed,
+    )
     return with_origins(predictions, read_patches(paths.INGEST), seed=params.evaluate.seed)
 
 
@@ -112,21 +118,22 @@ def predictions_of(
     *,
     logits: list[NDArray[np.float64]],
     histograms: list[NDArray[np.float32]],
+    seed: int,
 ) -> "pd.DataFrame":
     """The table of :func:`predict` from what was computed of the pixels, without origins.
 
     ``scored_splits`` are val and holdout; ``logits`` belong to them, (views, n) each, and
-    ``histograms`` to train, val and holdout. The temperature is fitted on val, the baseline on
-    train.
+    ``histograms`` to train, val and holdout. Calibration is fitted on val, the
+    baselines on train; which of them is the floor is chosen on val.
     """
     import pandas as pd
 
-    from src.evaluation.baseline import baseline_probability, fit_baseline
-    from src.evaluation.calibration import fit_temperature, probability
+    from src.evaluation.baseline import baseline_probability, fit_baselines, stronger
+    from src.evaluation.calibration import fit_calibration, probability
 
-    baseline = fit_baseline(histograms[0], train.labels)
+    baselines = fit_baselines(histograms[0], train.labels, seed=seed)
     means = [split_logits.mean(axis=0) for split_logits in logits]
-    temperature = fit_temperature(scored_splits[0].labels, means[0])
+    calibration = fit_calibration(scored_splits[0].labels, means[0])
     tables = [
         pd.DataFrame(
             {
@@ -136,15 +143,19 @@ def predictions_of(
                 "label": split.labels.astype(np.int8),
                 "logit": mean,
                 **({ONE_VIEW: split_logits[0]} if len(split_logits) > 1 else {}),
-                "probability": probability(mean, temperature=temperature),
-                "baseline_probability": baseline_probability(baseline, split_histograms),
+                "probability": probability(mean, **calibration._asdict()),
+                **{
+                    name: baseline_probability(model, split_histograms)
+                    for name, model in baselines.items()
+                },
             }
         )
         for split, split_logits, mean, split_histograms in zip(
             scored_splits, logits, means, histograms[1:], strict=True
         )
     ]
-    return pd.concat(tables, ignore_index=True)
+    predictions = pd.concat(tables, ignore_index=True)
+    return predictions.assign(baseline_probability=predictions[stronger(tables[0])])
 
 
 def with_origins(
@@ -180,8 +191,8 @@ def read_predictions() -> "pd.DataFrame":
 
 
 def operating_point_on_val(predictions: "pd.DataFrame", params: EvaluateParams) -> "OperatingPoint":
-    """Temperature and threshold from the val rows alone."""
-    from src.evaluation.calibration import fit_temperature
+    """Calibration and threshold from the val rows alone."""
+    from src.evaluation.calibration import fit_calibration
     from src.evaluation.operating_point import OperatingPoint, choose_threshold
 
     val = rows_of(predictions, "val")
@@ -189,7 +200,7 @@ def operating_point_on_val(predictions: "pd.DataFrame", params: EvaluateParams) 
     return OperatingPoint(
         rule=rule,
         threshold=choose_threshold(rule, val["label"], val["probability"]),
-        temperature=fit_temperature(val["label"], val["logit"]),
+        **fit_calibration(val["label"], val["logit"])._asdict(),
         tta=params.tta,
     )
 
@@ -284,9 +295,10 @@ def pictures(
         "confusion": figures.confusion(patches),
         "reliability": figures.reliability(
             rows["label"].to_numpy(),
-            probability(rows["logit"], temperature=1.0),
+            probability(rows["logit"]),
             patches.scores,
-            temperature=operating_point.temperature,
+            scale=operating_point.scale,
+            shift=operating_point.shift,
         ),
     }
 
@@ -301,7 +313,9 @@ def write_final(model: "keras.Model", operating_point: "OperatingPoint") -> None
     seen = seen_in_training()
     if operating_point.tta:
         model = averaged_over_views(model)
-    calibrated = probability_classifier(model, temperature=operating_point.temperature)
+    calibrated = probability_classifier(
+        model, scale=operating_point.scale, shift=operating_point.shift
+    )
     with replacing_folder(paths.FINAL_MODEL) as folder:
         save_model(calibrated, folder / MODEL_FILE)
         write_json(folder / "operating_point.json", operating_point.as_json())
@@ -318,7 +332,7 @@ def seen_in_training() -> dict[str, list[str]]:
     from src.data.labelled import load_split
     from src.data.packed import read_patches
 
-    # val chose the epoch, the temperature and the threshold
+    # val chose the epoch, the calibration and the threshold
     ids = np.concatenate([load_split(split).ids for split in ("train", "val")])
     patches = read_patches(paths.INGEST)
     seen = patches[(patches["subset"] == "train") & patches["id"].isin(ids)]
@@ -365,10 +379,11 @@ def say(report: "Report", log: Logger) -> None:
 
     point, look = report["operating_point"], report["look"]
     log.info(
-        f"from val: temperature {point['temperature']:.3f}, threshold {point['threshold']:.4f}"
+        f"from val: scale {point['scale']:.3f}, shift {point['shift']:+.3f}, "
+        f"threshold {point['threshold']:.4f}"
     )
-    if at_bound(point["temperature"]):
-        log.warning("the temperature ran into its bound: the logits tell nothing of val")
+    if at_bound(point["scale"]):
+        log.warning("the scale ran into its bound: the logits tell nothing of val")
     for name, reason in report["undefined"].items():
         log.warning(f"{name} left out: {reason}")
     if look["number"] > 1:

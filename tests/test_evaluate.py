@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from src.data.identity import OtherData, SplitKind
 from src.data.labelled import LabelledPatches
 from src.evaluation.baseline import N_FEATURES
 from src.evaluation.looks import Look, holdout_sha256
-from src.evaluation.metrics import auroc
+from src.evaluation.metrics import auroc, calibration_intercept, calibration_slope, ece
 from src.evaluation.promotion import decide
 from src.params import load_params
 from src.system.durable import verify_folder, write_json
@@ -44,6 +45,7 @@ def predictions():
         (val, holdout),
         logits=[rng.normal(3.0 * s.labels - 1.5, 2.0, (1, 120)) for s in (val, holdout)],
         histograms=[_telling_histograms(split, rng) for split in (train, val, holdout)],
+        seed=1,
     ).assign(slide=None, stain="A #c0a0c0")
 
 
@@ -84,6 +86,8 @@ def test_predictions_hold_every_val_and_holdout_patch(predictions):
         "label": "int8",
         "logit": "float64",
         "probability": "float64",
+        "baseline_logistic": "float64",
+        "baseline_trees": "float64",
         "baseline_probability": "float64",
         "slide": "object",
         "stain": "str",
@@ -93,10 +97,60 @@ def test_predictions_hold_every_val_and_holdout_patch(predictions):
         assert auroc(rows["label"], rows["baseline_probability"]) > 0.9
 
 
-def test_temperature_of_the_table_is_that_of_the_operating_point(predictions):
-    """Probabilities calibrated with one number, the served model with another."""
+@pytest.mark.parametrize("prevalence", [0.405, 0.2])
+def test_what_class_weights_add_to_the_logits_is_taken_back(prevalence):
+    """Balanced weights move every logit by ln(w₁ / w₀), which no scale can take back.
+
+    The logits are exact log odds (N(0, 1) for normal, N(2, 1) for tumour patches) and that shift.
+    """
+    rng = np.random.default_rng(0)
+    log_odds = np.log(prevalence / (1 - prevalence))
+    tables = [_patches("train", 120, 0)]
+    for split in ("val", "holdout"):
+        labels = (rng.random(20_000) < prevalence).astype(np.uint8)
+        tables.append(replace(_patches(split, 1, 0), ids=np.arange(20_000), labels=labels))
+        tables[-1] = replace(tables[-1], groups=np.repeat("g", 20_000), rows=np.arange(20_000))
+    logits = [2 * rng.normal(2.0 * s.labels, 1.0) - 2 + log_odds for s in tables[1:]]
+    predictions = evaluate.predictions_of(
+        tables[0],
+        (tables[1], tables[2]),
+        logits=[(split - log_odds)[None] for split in logits],  # ln(w₁ / w₀) = −log odds
+        histograms=[_telling_histograms(split, rng) for split in tables],
+        seed=1,
+    )
+    val, holdout = (rows for _, rows in predictions.groupby("split", sort=False))
+    assert val["probability"].mean() == pytest.approx(val["label"].mean(), abs=0.005)
+    of_holdout = holdout["label"], holdout["probability"]
+    # exact probabilities of as many patches have 0 ± 0.04, 1 ± 0.03 and 0.006
+    assert calibration_intercept(*of_holdout) == pytest.approx(0, abs=0.06)
+    assert calibration_slope(*of_holdout) == pytest.approx(1, abs=0.05)
+    assert ece(*of_holdout) < 0.01
+
+
+def test_floor_is_the_stronger_of_two_on_val():
+    """A line for a floor where the label is an exclusive or of two colours: 0.5 in place of 1."""
+    rng = np.random.default_rng(0)
+    splits = [_patches(s, 120, i) for i, s in enumerate(("train", "val", "holdout"))]
+    histograms = [rng.random((120, N_FEATURES), dtype=np.float32) for _ in splits]
+    for patches, features in zip(splits, histograms, strict=True):
+        features[:, 0] = rng.integers(2, size=120)
+        features[:, 1] = np.where(patches.labels, 1 - features[:, 0], features[:, 0])
+        features[:, 2:] = 0
+    predictions = evaluate.predictions_of(
+        splits[0],
+        (splits[1], splits[2]),
+        logits=[rng.normal(s.labels, 1.0, (1, 120)) for s in splits[1:]],
+        histograms=histograms,
+        seed=1,
+    )
+    for _, rows in predictions.groupby("split"):
+        assert auroc(rows["label"], rows["baseline_probability"]) == 1
+
+
+def test_calibration_of_the_table_is_that_of_the_operating_point(predictions):
+    """Probabilities calibrated with one line, the served model with another."""
     point = evaluate.operating_point_on_val(predictions, PARAMS)
-    expected = 1 / (1 + np.exp(-predictions["logit"] / point.temperature))
+    expected = 1 / (1 + np.exp(-point.scale * predictions["logit"] - point.shift))
     np.testing.assert_allclose(predictions["probability"], expected, rtol=1e-12)
 
 
@@ -114,7 +168,8 @@ def test_val_labels_do_move_it(predictions):
     point = evaluate.operating_point_on_val(predictions, PARAMS)
     shuffled = evaluate.operating_point_on_val(_with_shuffled_labels(predictions, "val"), PARAMS)
     assert shuffled.threshold != point.threshold
-    assert shuffled.temperature != point.temperature
+    assert shuffled.scale != point.scale
+    assert shuffled.shift != point.shift
 
 
 def test_model_of_another_split_is_not_evaluated(tmp_path, monkeypatch):

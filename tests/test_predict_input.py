@@ -220,7 +220,7 @@ def test_what_evaluate_writes_is_what_predict_accepts(tta, tmp_path, monkeypatch
     monkeypatch.setattr(paths, "FINAL_MODEL", tmp_path / "final")
     seen = {"ids": ["a" * 40], "sha256": ["b" * 64], "slides": []}
     monkeypatch.setattr(evaluate, "seen_in_training", lambda: seen)
-    point = OperatingPoint({"min_sensitivity": 0.95}, threshold=0.5, temperature=1.0, tta=tta)
+    point = OperatingPoint({"min_sensitivity": 0.95}, threshold=0.5, scale=1.0, shift=0.0, tta=tta)
     evaluate.write_final(build_classifier(params), point)
     recorded = json.loads((tmp_path / "final" / "contract.json").read_text())
     assert recorded == CONTRACT

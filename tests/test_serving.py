@@ -87,6 +87,7 @@ def evaluated(classifier):
         (replace(split, split="val"), split),
         logits=[logits, logits],
         histograms=[rng.random((3, N_FEATURES), dtype=np.float32)] * 3,
+        seed=1,
     )
     point = evaluate.operating_point_on_val(predictions, chosen)
     holdout = predictions[predictions["split"] == "holdout"]
@@ -182,7 +183,7 @@ def predicted(champion, store_root, tmp_path_factory):  # noqa: ARG001
 
 @pytest.mark.tensorflow
 def test_predicted_is_what_was_evaluated(predicted, evaluated):
-    """Catches another mean over views, temperature or threshold in the model than in the figures.
+    """Catches another mean over views, calibration or threshold in the model than in the figures.
 
     What is served is compared with this below.
     """
@@ -200,13 +201,13 @@ def test_without_views_what_is_scored_is_what_was_evaluated(classifier):
     from src.model.inference import predict_outputs
 
     logits = predict_outputs(classifier, PIXELS, np.arange(3), batch_size=2, log=LOG)
-    final = probability_classifier(classifier, temperature=1.7)
+    final = probability_classifier(classifier, scale=0.6, shift=-0.4)
     point = {"threshold": 0.4}
     version = SimpleNamespace(
         name=NAME, version=1, contract=None, model=final, operating_point=point
     )
     found = Scorer(version).probabilities(PIXELS)
-    np.testing.assert_allclose(found, probability(logits, temperature=1.7), atol=1e-6)
+    np.testing.assert_allclose(found, probability(logits, scale=0.6, shift=-0.4), atol=1e-6)
 
 
 REQUESTS = {

@@ -1,6 +1,7 @@
-"""From logit to a probability that means what it says: one temperature, fitted on val."""
+"""From logit to a probability that means what it says: a scale and a shift, fitted on val."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -8,8 +9,15 @@ from numpy.typing import ArrayLike, NDArray
 from src.evaluation.curves import Floats
 from src.evaluation.metrics import N_BINS, UndefinedMetric, bin_of, scored
 
-TEMPERATURES = (0.01, 100.0)
-"""Where a temperature is looked for; one at an end says that the logits tell nothing of val."""
+SCALES = (0.01, 100.0)
+"""Where a scale is kept, so that no ranking changes; at an end the logits tell nothing of val."""
+
+
+class Calibration(NamedTuple):
+    """probability = sigmoid(scale * logit + shift)."""
+
+    scale: float
+    shift: float
 
 
 @dataclass(frozen=True)
@@ -21,44 +29,55 @@ class ReliabilityCurve:
     n_patches: NDArray[np.int64]
 
 
-def fit_temperature(labels: ArrayLike, logits: ArrayLike) -> float:
-    """The T > 0 for which sigmoid(logit / T) has the least log loss (Guo et al. 2017).
+def fit_calibration(labels: ArrayLike, logits: ArrayLike) -> Calibration:
+    """The logistic regression of label on logit, of Platt's soft targets (Platt 1999).
 
-    The targets are Platt's (1999), (n₁ + 1) / (n₁ + 2) for tumour and 1 / (n₀ + 2) for normal
-    rather than 1 and 0: a val split that the model separates would otherwise ask for T = 0,
-    certainty on every patch. With many patches they are 1 and 0.
+    Class weights move all logits by the log of their ratio, which only a shift takes back. The
+    targets are (n₁ + 1) / (n₁ + 2) for tumour and 1 / (n₀ + 2) for normal rather than 1 and 0: a
+    val split that the model separates would otherwise ask for certainty on every patch. A scale
+    outside ``SCALES`` is replaced by the nearer end, with the shift that fits best there.
 
     Raises
     ------
     UndefinedMetric
         The patches are of one class.
     """
-    from scipy.optimize import minimize_scalar
+    from scipy.optimize import brentq
+    from sklearn.linear_model import LogisticRegression
 
     patches = scored(labels, logits)
     targets = _platt_targets(patches.labels)
-
-    def loss(log_temperature: float) -> float:
-        scaled = patches.scores / np.exp(log_temperature)
-        return float(np.mean(np.logaddexp(0.0, scaled) - targets * scaled))
-
-    low, high = TEMPERATURES
-    found = minimize_scalar(
-        loss, bounds=(np.log(low), np.log(high)), method="bounded", options={"xatol": 1e-8}
+    # scikit-learn takes no soft targets: each patch counts as tumour and as normal, in shares
+    regression = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(
+        np.tile(patches.scores, 2)[:, None],
+        np.repeat([1, 0], len(targets)),
+        np.concatenate([targets, 1 - targets]),
     )
-    return float(np.exp(found.x))
+    fitted = Calibration(float(regression.coef_[0, 0]), float(regression.intercept_[0]))
+    scale = float(np.clip(fitted.scale, *SCALES))
+    if scale == fitted.scale:
+        return fitted
+    # at a given scale the loss is least where the mean probability is the mean target
+    mean = float(targets.mean())
+    centred = np.log(mean / (1 - mean)) - scale * patches.scores
+    shift = brentq(
+        lambda shift: probability(patches.scores, scale=scale, shift=shift).mean() - mean,
+        centred.min() - 1,
+        centred.max() + 1,
+    )
+    return Calibration(scale, float(shift))
 
 
-def at_bound(temperature: float) -> bool:
-    """Whether the fit ran into an end of ``TEMPERATURES``."""
-    low, high = TEMPERATURES
-    return temperature < 1.01 * low or temperature > 0.99 * high
+def at_bound(scale: float) -> bool:
+    """Whether the fit ran into an end of ``SCALES``."""
+    return scale in SCALES
 
 
-def probability(logits: ArrayLike, *, temperature: float) -> Floats:
-    """sigmoid(logit / temperature), (n,) in [0, 1]; 1 is no calibration."""
-    scaled = np.asarray(logits, dtype=np.float64) / temperature
-    probabilities: Floats = np.exp(-np.logaddexp(0.0, -scaled))
+def probability(logits: ArrayLike, *, scale: float = 1.0, shift: float = 0.0) -> Floats:
+    """sigmoid(scale * logit + shift), (n,) in [0, 1]; 1 and 0 are no calibration."""
+    from scipy.special import expit
+
+    probabilities: Floats = expit(scale * np.asarray(logits, dtype=np.float64) + shift)
     return probabilities
 
 
@@ -85,7 +104,7 @@ def _platt_targets(labels: NDArray[np.bool_]) -> Floats:
     n_normal = len(labels) - n_tumour
     if not n_tumour or not n_normal:
         raise UndefinedMetric(
-            f"a temperature needs patches of both classes; got {n_normal} normal and {n_tumour} "
+            f"calibration needs patches of both classes; got {n_normal} normal and {n_tumour} "
             "tumour: raise split.val_fraction"
         )
     return np.where(labels, (n_tumour + 1) / (n_tumour + 2), 1 / (n_normal + 2))

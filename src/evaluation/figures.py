@@ -40,7 +40,7 @@ def roc(patches: Scored, baseline: Scored, *, auroc: Interval, baseline_auroc: f
     axes.set(xlabel="1 − specificity", ylabel="sensitivity")
     axes.set_title(
         f"AUROC {_with_bounds(auroc)} on holdout,\n"
-        f"{auroc.value - baseline_auroc:+.3f} against colour alone",
+        f"{auroc.value - baseline_auroc:+.3f} against the colour baseline",
         fontsize=11,
     )
     axes.legend(loc="lower right")
@@ -97,9 +97,10 @@ def reliability(
     before: Floats,
     after: Floats,
     *,
-    temperature: float,
+    scale: float,
+    shift: float,
 ) -> Figure:
-    """Share of tumour against mean probability, before and after the temperature."""
+    """Share of tumour against mean probability, before and after calibration."""
     figure, axes = _square()
     axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle=":", label="perfect")
     for name, probabilities, colour, marker in (
@@ -110,7 +111,7 @@ def reliability(
     axes.set(xlabel="mean probability in the bin", ylabel="share of tumour in the bin")
     axes.set_title(
         f"ECE {ece(labels, after):.3f} on holdout, {ece(labels, before):.3f} before\n"
-        f"temperature {temperature:.2f} from val (areas show patches)",
+        f"scale {scale:.2f}, shift {shift:+.2f} from val (areas show patches)",
         fontsize=11,
     )
     axes.legend(loc="upper left")

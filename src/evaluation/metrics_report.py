@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from src.evaluation.baseline import TITLES, stronger, val_aurocs
 from src.evaluation.calibration import probability
 from src.evaluation.intervals import Interval, Jackknife, paired_difference
 from src.evaluation.looks import Look
@@ -70,10 +71,15 @@ def metrics_report(
         ),
         "before_calibration": table.values(
             "before_calibration",
-            scored(holdout["label"], probability(holdout["logit"], temperature=1.0)),
+            scored(holdout["label"], probability(holdout["logit"])),
             CALIBRATION_METRICS,
         ),
-        "baseline": {"threshold": baseline_threshold} | table.bounded("baseline", baseline),
+        "baseline": {
+            "model": TITLES[stronger(val)],
+            "val_auroc": {TITLES[name]: value for name, value in val_aurocs(val).items()},
+            "threshold": baseline_threshold,
+        }
+        | table.bounded("baseline", baseline),
         "difference_to_baseline": table.differences(model, baseline),
         "against_baseline": _against_baseline(holdout, look.confidence(confidence)),
         "look": asdict(look),
@@ -82,7 +88,8 @@ def metrics_report(
         "groups_are": groups_are,
         "operating_point": {
             "threshold": threshold,
-            "temperature": operating_point.temperature,
+            "scale": operating_point.scale,
+            "shift": operating_point.shift,
             "tta": operating_point.tta,
             **operating_point.rule,
         },
@@ -122,7 +129,7 @@ def _against_baseline(holdout: pd.DataFrame, confidence: float) -> dict[str, Any
             confidence=confidence,
         )
     except UndefinedMetric as error:
-        return {"beats": False, "text": str(error)}
+        return {"beats": False, "text": f"can't be compared with the colour baseline: {error}"}
     return {
         "beats": difference.above_zero,
         "text": against_baseline(difference),

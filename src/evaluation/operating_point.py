@@ -24,7 +24,7 @@ _FARTHEST_BELOW = 1e-4  # as far as a served probability may lie from the evalua
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What turns a logit into a decision: sigmoid(logit / temperature) >= threshold.
+    """What turns a logit into a decision: sigmoid(scale * logit + shift) >= threshold.
 
     ``rule`` is what chose the threshold on val, e.g. ``{"min_sensitivity": 0.95}``; ``tta`` says
     whether the logit is the mean over the 8 views.
@@ -32,7 +32,8 @@ class OperatingPoint:
 
     rule: Mapping[str, float]
     threshold: float
-    temperature: float
+    scale: float
+    shift: float
     tta: bool = False
 
     def as_json(self) -> dict[str, Any]:
@@ -40,7 +41,8 @@ class OperatingPoint:
         return {
             "rule": dict(self.rule),
             "threshold": self.threshold,
-            "temperature": self.temperature,
+            "scale": self.scale,
+            "shift": self.shift,
             "tta": self.tta,
         }
 

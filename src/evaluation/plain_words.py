@@ -1,6 +1,7 @@
 """The result in sentences for people: what it says, and what to bear in mind."""
 
 from collections.abc import Callable, Iterator, Mapping
+from math import exp
 from typing import Any
 
 from src.evaluation.report_files import Sources
@@ -10,6 +11,7 @@ Metrics = Mapping[str, Any]
 _FEW_GROUPS = 10
 _LARGE_SWING = 0.02
 _FAR_SLOPE = 0.2
+_FAR_INTERCEPT = 0.2  # of the log odds: the odds are off by more than a fifth
 _GENERATED_SLIDE = r"(train|test)_slide_\d{3,}"  # as src.data.generated names them
 
 
@@ -25,14 +27,25 @@ def verdict(metrics: Metrics) -> str:
     )
     told = (
         "Shown one tumour and one normal patch of groups it never saw, the model ranks the tumour "
-        f"higher about {of_hundred} times in 100 (AUROC {holdout['auroc']:.3f}, {interval}). "
-        f"{against['text'][0].upper()}{against['text'][1:]}"
+        f"higher about {of_hundred} times in 100 (AUROC {holdout['auroc']:.3f}, {interval}). The "
+        "better of two models that see only a histogram of the patch's colours reaches "
+        f"{metrics['baseline']['auroc']:.3f}. The model {against['text']}"
     )
-    if against["beats"]:
-        return f"{told}: that is more than colour alone explains."
-    if against.get("high", 0) < 0:
-        return f"{told}: don't use this model."
+    if against["beats"] or "high" not in against:
+        return f"{told}."
+    if against["high"] < 0:
+        return f"{told}: don't use it."
     return f"{told}: colour alone may explain its result."
+
+
+def floor(metrics: Metrics) -> str:
+    """What the colour baseline is, and how it was chosen."""
+    baseline = metrics["baseline"]
+    aurocs = " and ".join(f"{value:.3f} ({name})" for name, value in baseline["val_auroc"].items())
+    return (
+        f"the stronger of {' and '.join(baseline['val_auroc'])} on colour histograms, chosen on "
+        f"val: {baseline['model']}, AUROC {aurocs}"
+    )
 
 
 def rule(metrics: Metrics) -> str:
@@ -102,10 +115,18 @@ def _one_group_matters(sources: Sources) -> Iterator[str]:
 
 
 def _calibration(sources: Sources) -> Iterator[str]:
-    slope = sources.metrics["holdout"].get("calibration_slope")
+    holdout = sources.metrics["holdout"]
+    slope, intercept = (holdout.get(f"calibration_{name}") for name in ("slope", "intercept"))
     if slope is not None and abs(slope - 1) > _FAR_SLOPE:
         kind = "too extreme" if slope < 1 else "too timid"
         yield f"On holdout the probabilities are {kind} (calibration slope {slope:.2f})."
+    if intercept is not None and abs(intercept) > _FAR_INTERCEPT:
+        amount, direction = ("more", "low") if intercept > 0 else ("less", "high")
+        yield (
+            f"On holdout there is {amount} tumour than the probabilities say: the odds are "
+            f"{exp(abs(intercept)):.1f} times too {direction} (calibration intercept "
+            f"{intercept:+.2f})."
+        )
 
 
 def _looks_elsewhere(sources: Sources) -> Iterator[str]:

@@ -7,8 +7,10 @@
 ``stain``                   a few clusters by colour (``src.data.stain_names``), null if blank
 ``logit``                   of the model; the mean over 8 views with ``evaluate.tta``
 ``logit_one_view``          of the patch as it is; only with ``evaluate.tta``
-``probability``             sigmoid(logit / temperature)
-``baseline_probability``    of the colour baseline
+``probability``             sigmoid(scale * logit + shift)
+``baseline_logistic``       of logistic regression on colour histograms
+``baseline_trees``          of gradient-boosted trees on the same
+``baseline_probability``    the one of these two that has the higher AUROC on val
 ==========================  ====================================================================
 """
 

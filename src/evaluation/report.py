@@ -40,8 +40,8 @@ _MEANINGS = {
     "f1": "harmonic mean of sensitivity and PPV",
 }
 _USES = {
-    "train": "fitting the model and the baseline",
-    "val": "early stopping, temperature, threshold",
+    "train": "fitting the model and the baselines",
+    "val": "early stopping, calibration, threshold, choice of the baseline",
     "holdout": "these figures",
 }
 _BACKBONE_TITLES = {"resnet50": "ResNet50"}
@@ -120,6 +120,7 @@ def _facts(sources: Sources) -> dict[str, Any]:
         "confidence": plain_words.percent(metrics["confidence"]),
         "verdict": plain_words.verdict(metrics),
         "rule": plain_words.rule(metrics),
+        "floor": plain_words.floor(metrics),
         "caveats": plain_words.caveats(sources),
         "metrics": list(METRICS.values()),
         "undefined": sorted(metrics["undefined"].items()),

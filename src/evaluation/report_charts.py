@@ -120,7 +120,7 @@ def _calibration(sources: Sources, band: Band) -> str:
         name="calibration",
     )
     chart.line(_UNIT, _UNIT, "chance")
-    before = reliability_curve(holdout["label"], probability(holdout["logit"], temperature=1.0))
+    before = reliability_curve(holdout["label"], probability(holdout["logit"]))
     after = reliability_curve(holdout["label"], holdout["probability"])
     held = np.bincount(bin_of(holdout["probability"].to_numpy()), minlength=N_BINS) > 0
     chart.line(before.mean_probability, before.tumour_share, "baseline")

@@ -49,13 +49,15 @@ def check_contract(recorded: Mapping[str, Any] | None, model: "keras.Model") -> 
             raise ContractError(f"the model's contract differs: {'; '.join(different)}; {_REMEDY}")
 
 
-def probability_classifier(model: "keras.Model", *, temperature: float) -> "keras.Model":
-    """uint8 (n, 96, 96, 3) → probability of tumour (n, 1) float32: sigmoid(logit / temperature).
+def probability_classifier(model: "keras.Model", *, scale: float, shift: float) -> "keras.Model":
+    """uint8 (n, 96, 96, 3) → probability of tumour (n, 1) float32: sigmoid(scale * logit + shift).
 
-    Temperature scaling (Guo et al. 2017): ``temperature`` > 0, fitted on val; no ranking changes.
+    ``scale`` > 0, so that no ranking changes (:mod:`src.evaluation.calibration`).
     """
     import keras
 
-    calibrated = keras.layers.Rescaling(1.0 / temperature, name="temperature")(model.output)
+    calibrated = keras.layers.Rescaling(scale, offset=shift, name="calibration", dtype="float32")(
+        model.output
+    )
     probability = keras.layers.Activation("sigmoid", name="probability")(calibrated)
     return keras.Model(model.input, probability, name="tumour_probability")

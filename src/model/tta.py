@@ -1,7 +1,7 @@
 """Test-time augmentation: the mean logit over the 8 flips and rotations of the square.
 
-Logits are averaged, not probabilities: one temperature can then calibrate the mean as it calibrates
-a single logit, and what is served stays logit → temperature → sigmoid.
+Logits are averaged, not probabilities: the mean can then be calibrated as a single
+logit is, and what is served stays logit → scale and shift → sigmoid.
 """
 
 from logging import Logger

@@ -35,7 +35,9 @@ def _numbers(holdout_sha256: str) -> dict[str, int]:
     """Model → its number. Deleted runs count as well: what was seen stays seen."""
     from mlflow.entities import ViewType
 
-    store, tag, found, page = connect(), _tag(holdout_sha256), {}, None
+    store, tag = connect(), _tag(holdout_sha256)
+    found: dict[str, int] = {}
+    page = None
     with reporting("can't be searched"):
         while page is None or page.token:
             page = store.client.search_runs(

@@ -57,7 +57,7 @@ class VersionFiles:
     ----------
     folder : where the verified files lie
     model : ``keras.Model``, uint8 (n, 96, 96, 3) → probability float32 (n, 1)
-    operating_point : ``rule``, ``threshold``, ``temperature``
+    operating_point : ``rule``, ``threshold``, ``scale``, ``shift``
     contract : what its input and output are; None where it was registered without
     seen_ids : ids of the patches it was trained on or chosen by (train and val)
     seen_sha256 : of their pixels

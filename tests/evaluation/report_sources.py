@@ -32,9 +32,10 @@ def predictions(n: int = 240, *, n_groups: int = 8, seed: int = 0) -> pd.DataFra
             "label": labels,
             "logit": logits,
             "probability": probabilities,
-            "baseline_probability": np.clip(rng.normal(0.45 + 0.1 * labels, 0.2), 0, 1),
+            "baseline_logistic": rng.uniform(0, 1, n),
+            "baseline_trees": np.clip(rng.normal(0.45 + 0.1 * labels, 0.2), 0, 1),
         }
-    )
+    ).assign(baseline_probability=lambda table: table["baseline_trees"])
 
 
 def sources(
@@ -43,7 +44,7 @@ def sources(
     """Sources of ``table`` (default: :func:`predictions`), with fields of ``changes`` replaced."""
     table = predictions() if table is None else table
     point = OperatingPoint(
-        rule={"min_sensitivity": 0.9}, threshold=THRESHOLD, temperature=1.3, tta=False
+        rule={"min_sensitivity": 0.9}, threshold=THRESHOLD, scale=0.8, shift=-0.3, tta=False
     )
     holdout = table[table["split"] == "holdout"]
     holdout = holdout.sort_values(["probability", "id"]).reset_index(drop=True)

@@ -1,13 +1,16 @@
 """The colour baseline: right histograms, separates colour, learns nothing from shuffled labels."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from src.evaluation.baseline import (
     N_FEATURES,
+    TITLES,
     baseline_probability,
     colour_histograms,
-    fit_baseline,
+    fit_baselines,
+    stronger,
 )
 from src.evaluation.metrics import auroc
 from src.system.errors import ProjectError
@@ -61,21 +64,38 @@ def test_separates_patches_by_colour_and_not_by_shuffled_labels():
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=200)
     train, holdout = _coloured(200, labels, seed=1), _coloured(200, labels, seed=2)
-    fitted = baseline_probability(fit_baseline(train, labels), holdout)
-    assert auroc(labels, fitted) == 1
-    shuffled = baseline_probability(fit_baseline(train, rng.permutation(labels)), holdout)
-    assert 0.3 < auroc(rng.permutation(labels), shuffled) < 0.7
+    for model in fit_baselines(train, labels, seed=1).values():
+        assert auroc(labels, baseline_probability(model, holdout)) > 0.99
+    for model in fit_baselines(train, rng.permutation(labels), seed=1).values():
+        shuffled = baseline_probability(model, holdout)
+        assert 0.3 < auroc(rng.permutation(labels), shuffled) < 0.7
 
 
 def test_is_deterministic():
     labels = np.arange(60) % 2
     histograms = _coloured(60, labels, seed=1)
-    first, second = (
-        baseline_probability(fit_baseline(histograms, labels), histograms) for _ in range(2)
-    )
-    np.testing.assert_array_equal(first, second)
+    first, second = (fit_baselines(histograms, labels, seed=1) for _ in range(2))
+    assert first.keys() == second.keys() == TITLES.keys()
+    for name in TITLES:
+        np.testing.assert_array_equal(
+            *(baseline_probability(fitted[name], histograms) for fitted in (first, second))
+        )
+
+
+@pytest.mark.parametrize(
+    ("logistic", "trees", "name"),
+    [(0.1, 0.2, "trees"), (0.2, 0.1, "logistic"), (0.1, 0.1, "logistic")],
+)
+def test_stronger_is_by_auroc_and_of_equals_the_first(logistic, trees, name):
+    labels = np.arange(20) % 2
+    rest = np.linspace(0.5, 0.6, 20)
+    columns = {  # so many tumour patches above all normal ones
+        f"baseline_{column}": np.where((labels == 1) & (np.arange(20) < 20 * share * 2), 1, rest)
+        for column, share in (("logistic", logistic), ("trees", trees))
+    }
+    assert stronger(pd.DataFrame({"label": labels, **columns})) == f"baseline_{name}"
 
 
 def test_one_class_in_train_is_refused():
     with pytest.raises(ProjectError, match="both classes in train; got 5 patches of one"):
-        fit_baseline(np.zeros((5, N_FEATURES), np.float32), np.zeros(5, int))
+        fit_baselines(np.zeros((5, N_FEATURES), np.float32), np.zeros(5, int), seed=1)

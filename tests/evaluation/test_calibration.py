@@ -1,10 +1,10 @@
-"""The temperature that made the labels is found again, and certainty is never invented."""
+"""The line that made the labels is found again, and certainty is never invented."""
 
 import numpy as np
 import pytest
-from scipy.optimize import brentq
+from scipy.optimize import minimize
 
-from src.evaluation.calibration import at_bound, fit_temperature, probability, reliability_curve
+from src.evaluation.calibration import at_bound, fit_calibration, probability, reliability_curve
 from src.evaluation.metrics import UndefinedMetric, log_loss
 from src.evaluation.operating_point import choose_threshold
 
@@ -15,64 +15,97 @@ def _calibrated_logits(n=20_000, seed=0):
     return (rng.random(n) < 1 / (1 + np.exp(-logits))).astype(np.uint8), logits
 
 
-@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
-def test_known_temperature_is_recovered(temperature):
-    """Multiplying in place of dividing gives 1 / T."""
-    labels, logits = _calibrated_logits()
-    assert fit_temperature(labels, logits * temperature) == pytest.approx(temperature, rel=0.05)
+def _patches(n):
+    """Logits of n patches, none of them calibrated."""
+    rng = np.random.default_rng(1)
+    labels = (rng.random(n) < 0.4).astype(np.uint8)
+    return labels, 3 * rng.normal(labels, 1.0) + 2
 
 
-def test_temperature_lowers_log_loss_of_overconfident_logits():
+def _separated(n):
+    labels = np.repeat([0, 1], n // 2)
+    return labels, labels * 8.0 - 4 + np.random.default_rng(0).normal(0, 0.5, n)
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits"),
+    [_patches(n) for n in (20, 600, 33_000)] + [_separated(n) for n in (20, 600, 33_000)],
+)
+def test_equals_a_minimisation_by_hand(labels, logits):
+    """A regularised fit, a loose tolerance, labels where Platt's soft targets belong."""
+    n_tumour, n_normal = labels.sum(), (1 - labels).sum()
+    targets = np.where(labels, (n_tumour + 1) / (n_tumour + 2), 1 / (n_normal + 2))
+
+    def loss(line):
+        bent = line[0] * logits + line[1]
+        return np.mean(np.logaddexp(0, bent) - targets * bent)
+
+    def gradient(line):
+        excess = 1 / (1 + np.exp(-line[0] * logits - line[1])) - targets
+        return np.array([excess @ logits, excess.sum()]) / len(logits)
+
+    expected = minimize(loss, [1.0, 0.0], jac=gradient, method="BFGS", options={"gtol": 1e-10}).x
+    found = fit_calibration(labels, logits)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    mean = probability(logits, **found._asdict()).mean()
+    assert mean == pytest.approx(labels.mean(), abs=0.005)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(2.5, 0.0), (1.0, -1.4), (0.3, 0.9)])
+def test_known_line_is_recovered(scale, shift):
+    """Dividing in place of multiplying, or a shift of the logit rather than of what is scaled."""
     labels, logits = _calibrated_logits()
-    temperature = fit_temperature(labels, 3 * logits)
-    before = log_loss(labels, probability(3 * logits, temperature=1))
-    assert log_loss(labels, probability(3 * logits, temperature=temperature)) < 0.9 * before
+    found = fit_calibration(labels, (logits - shift) / scale)
+    assert found == pytest.approx((scale, shift), rel=0.05, abs=0.05)
+
+
+def test_calibration_lowers_log_loss_of_overconfident_logits():
+    labels, logits = _calibrated_logits()
+    calibrated = probability(3 * logits, **fit_calibration(labels, 3 * logits)._asdict())
+    assert log_loss(labels, calibrated) < 0.9 * log_loss(labels, probability(3 * logits))
 
 
 def test_separated_val_does_not_become_certain():
-    """The plain log loss of separated patches is least at T = 0, where every p is 0 or 1."""
+    """The plain log loss of separated patches is least where every p is 0 or 1."""
     labels = np.repeat([0, 1], 100)
-    probabilities = probability(
-        labels * 8.0 - 4, temperature=fit_temperature(labels, labels * 8.0 - 4)
-    )
+    logits = labels * 8.0 - 4
+    probabilities = probability(logits, **fit_calibration(labels, logits)._asdict())
     assert probabilities.max() == pytest.approx(101 / 102, abs=1e-4)
 
 
-@pytest.mark.parametrize(("sign", "bound"), [(-1, True), (1, False)])
-def test_logits_that_point_the_wrong_way_run_into_the_bound(sign, bound):
-    """A temperature of 100 would pass for a calibrated model without a word."""
+@pytest.mark.parametrize("sign", [-1, 0, 1])
+def test_logits_that_tell_nothing_run_into_the_bound(sign):
+    """A ranking turned round, or a model that passes for calibrated without a word."""
     labels, logits = _calibrated_logits()
-    assert at_bound(fit_temperature(labels, sign * logits)) is bound
+    found = fit_calibration(labels, sign * logits + 0.7)
+    assert at_bound(found.scale) is (sign < 1)
+    assert found.scale > 0
+    mean = probability(sign * logits + 0.7, **found._asdict()).mean()
+    assert mean == pytest.approx(labels.mean(), abs=1e-3)
 
 
 def test_golden_patches():
-    """A served probability that moves by a digit when somebody changes the fit.
-
-    T by another route: where the derivative of the loss in 1 / T is 0, for targets 6/7 and 1/7.
-    """
+    """A served probability that moves by a digit when somebody changes the fit."""
     labels = np.repeat([0, 1], 5)
     logits = np.array([-6.0, -4.0, -3.0, -1.0, 2.0, -2.0, 1.0, 3.0, 5.0, 8.0])
-    targets = np.where(labels, 6 / 7, 1 / 7)
-    inverse = brentq(lambda b: logits @ (1 / (1 + np.exp(-b * logits)) - targets), 0.01, 10)
-    temperature = fit_temperature(labels, logits)
-    assert temperature == pytest.approx(3.597373, abs=1e-6)
-    assert temperature == pytest.approx(1 / inverse, rel=1e-6)
-    probabilities = probability(logits, temperature=temperature)
-    np.testing.assert_allclose(probabilities[[0, 4, 9]], [0.158707, 0.635518, 0.902370], atol=1e-6)
+    calibration = fit_calibration(labels, logits)
+    assert calibration == pytest.approx((0.278065, -0.056197), abs=1e-6)
+    probabilities = probability(logits, **calibration._asdict())
+    np.testing.assert_allclose(probabilities[[0, 4, 9]], [0.151281, 0.622443, 0.897368], atol=1e-6)
     for rule, place in (({"min_sensitivity": 0.95}, 5), ({"min_specificity": 0.8}, 6)):
         # a hair below the patch it was picked by, so that float32 leaves that patch above
         threshold = choose_threshold(rule, labels, probabilities)
-        assert 0 < probabilities[place] - threshold <= 1e-4
+        assert 0 < probabilities[place] - threshold <= 1.001e-4
 
 
 def test_one_class_is_refused():
     with pytest.raises(UndefinedMetric, match="got 3 normal and 0 tumour"):
-        fit_temperature([0, 0, 0], [0.1, 0.2, 0.3])
+        fit_calibration([0, 0, 0], [0.1, 0.2, 0.3])
 
 
 def test_probability_of_extreme_logits_is_exact_and_silent():
     """exp overflows in the textbook formula; warnings are errors here."""
-    values = probability(np.array([-1e4, 0.0, np.log(3.0) * 2, 1e4]), temperature=2.0)
+    values = probability(np.array([-1e4, 0.0, np.log(3.0) * 2, 1e4]), scale=0.5)
     np.testing.assert_allclose(values, [0, 0.5, 0.75, 1], atol=1e-15)
 
 

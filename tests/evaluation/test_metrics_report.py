@@ -14,7 +14,7 @@ from src.evaluation.metrics_report import metrics_report, verdict
 from src.evaluation.operating_point import OperatingPoint
 from src.evaluation.promotion import against_baseline
 
-POINT = OperatingPoint(rule={"min_sensitivity": 0.95}, threshold=0.4, temperature=1.5)
+POINT = OperatingPoint(rule={"min_sensitivity": 0.95}, threshold=0.4, scale=0.7, shift=-0.3)
 
 
 def _split(split, n, n_groups, seed):
@@ -27,9 +27,10 @@ def _split(split, n, n_groups, seed):
             "label": labels,
             "logit": rng.normal(labels - 0.5, 1.0),
             "probability": np.clip(rng.normal(0.3 + 0.4 * labels, 0.2), 0, 1),
-            "baseline_probability": np.clip(rng.normal(0.45 + 0.1 * labels, 0.2), 0, 1),
+            "baseline_logistic": np.clip(rng.normal(0.45 + 0.1 * labels, 0.2), 0, 1),
+            "baseline_trees": rng.uniform(0, 1, n),
         }
-    )
+    ).assign(baseline_probability=lambda table: table["baseline_logistic"])
 
 
 @pytest.fixture
@@ -132,6 +133,23 @@ def test_swing_of_the_groups_stands_in_the_report(predictions):
     assert left_out["auroc_lowest"] < _report(predictions)["holdout"]["auroc"]
 
 
+def test_floor_is_named_from_val_alone(predictions):
+    """The baseline chosen on holdout: the more there are, the better the best looks there."""
+    baseline = _report(predictions)["baseline"]
+    rows = predictions[predictions["split"] == "val"]
+    assert baseline["model"] == "logistic regression"
+    assert baseline["val_auroc"] == {
+        "logistic regression": auroc(rows["label"], rows["baseline_logistic"]),
+        "gradient-boosted trees": auroc(rows["label"], rows["baseline_trees"]),
+    }
+    for side, named in (("holdout", "logistic regression"), ("val", "gradient-boosted trees")):
+        perfect = predictions["baseline_trees"].mask(
+            predictions["split"] == side, predictions["label"]
+        )
+        told = _report(predictions.assign(baseline_trees=perfect))["baseline"]["model"]
+        assert told == named
+
+
 def test_model_that_is_the_baseline_does_not_beat_it(predictions):
     same = predictions.assign(probability=predictions["baseline_probability"])
     report = _report(same)
@@ -155,7 +173,7 @@ def test_survives_strict_json(predictions):
 
 def test_undefined_metric_is_left_out_with_its_reason(predictions):
     """PPV of no patch called tumour as 0 reads as a verdict on the model."""
-    report = _report(predictions, OperatingPoint(rule={}, threshold=1.01, temperature=1.0))
+    report = _report(predictions, OperatingPoint(rule={}, threshold=1.01, scale=1.0, shift=0.0))
     assert "ppv" not in report["holdout"]
     assert "ppv_low" not in report["holdout"]
     assert report["undefined"]["holdout.ppv"].startswith("ppv needs patches called tumour")
@@ -165,7 +183,7 @@ def test_undefined_metric_is_left_out_with_its_reason(predictions):
 def test_interval_that_rests_on_one_group_is_left_out(predictions):
     """PPV rests on one patch of one group: without it there is none."""
     top = predictions.loc[predictions["split"] == "holdout", "probability"].idxmax()
-    point = OperatingPoint(rule={}, threshold=1.0, temperature=1.0)
+    point = OperatingPoint(rule={}, threshold=1.0, scale=1.0, shift=0.0)
     predictions["probability"] *= 0.9
     predictions.loc[top, "probability"] = 1.0
     report = _report(predictions, point)

@@ -150,10 +150,11 @@ def test_costs_of_one_class_are_refused():
 
 
 def test_json_has_what_serving_needs():
-    point = OperatingPoint(rule={"min_sensitivity": 0.95}, threshold=0.31, temperature=1.7)
+    point = OperatingPoint(rule={"min_sensitivity": 0.95}, threshold=0.31, scale=0.6, shift=-0.4)
     assert point.as_json() == {
         "rule": {"min_sensitivity": 0.95},
         "threshold": 0.31,
-        "temperature": 1.7,
+        "scale": 0.6,
+        "shift": -0.4,
         "tta": False,
     }

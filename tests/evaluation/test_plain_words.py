@@ -29,9 +29,9 @@ def _caveats(made, **changes):
 @pytest.mark.parametrize(
     ("low", "high", "told"),
     [
-        (0.01, 0.2, "Beats the colour baseline: AUROC +0.100 (97.5 % interval +0.010 to +0.200): "),
+        (0.01, 0.2, "The model beats the colour baseline: AUROC +0.100 (97.5 % interval +0.010 to"),
         (-0.1, 0.3, "): colour alone may explain its result"),
-        (-0.3, -0.01, "): don't use this model"),
+        (-0.3, -0.01, "): don't use it"),
     ],
 )
 def test_verdict_follows_the_gate(made, low, high, told):
@@ -39,7 +39,10 @@ def test_verdict_follows_the_gate(made, low, high, told):
     gate's."""
     difference = Difference((low + high) / 2 - 0.005, low, high, 0.975)
     against = {"beats": low > 0, "text": against_baseline(difference), **asdict(difference)}
-    assert told in verdict(_metrics(made, against_baseline=against))
+    said = verdict(_metrics(made, against_baseline=against))
+    assert told in said
+    assert f"reaches {made.metrics['baseline']['auroc']:.3f}" in said
+    assert "tissue" not in said  # which no comparison with colours proves
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,27 @@ def test_earlier_looks_at_the_holdout_are_said(made):
     assert "model 4 judged on this holdout" in looked
     assert "(99.75 % instead of 95 %)" in looked
     assert "judged on this holdout" not in _caveats(made)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (
+            {"calibration_intercept": -0.42},
+            ["less tumour", "1.5 times too high", "intercept -0.42"],
+        ),
+        ({"calibration_intercept": 0.3}, ["more tumour", "1.3 times too low", "intercept +0.30"]),
+        ({"calibration_slope": 0.7}, ["too extreme", "slope 0.70"]),
+        ({"calibration_slope": 1.3}, ["too timid", "slope 1.30"]),
+        ({}, []),
+    ],
+)
+def test_probabilities_that_are_off_are_said(made, values, told):
+    """Odds a third too high that pass without a word because their spread is right."""
+    fine = {"calibration_intercept": 0.19, "calibration_slope": 0.81}
+    said = _caveats(made, holdout={**fine, **values})
+    assert all(words in said for words in told)
+    assert said.count("(calibration") == bool(told)
 
 
 def test_evidence_outside_the_centre_is_said(made):

@@ -87,7 +87,8 @@ def _pictures(holdout):
             holdout["label"].to_numpy(),
             np.sqrt(patches.scores),
             patches.scores,
-            temperature=1.7,
+            scale=0.6,
+            shift=-0.4,
         ),
         "learning_curves": figures.learning_curves(*FITS),
         "one_learning_curve": figures.learning_curves(FITS[0]),
@@ -101,12 +102,12 @@ def test_pictures_are_drawn_and_say_what_to_conclude(holdout, tmp_path):
         figure.savefig(tmp_path / f"{name}.png")
     titles = {name: figure.axes[0].get_title() for name, figure in pictures.items()}
     assert titles["roc"] == (
-        "AUROC 0.912 (0.880 to 0.940) on holdout,\n+0.412 against colour alone"
+        "AUROC 0.912 (0.880 to 0.940) on holdout,\n+0.412 against the colour baseline"
     )
     assert titles["learning_curves"] == (
         "train: val AUROC 0.800, val loss 0.400\nin its best epoch 2, of 3"
     )
-    assert "temperature 1.70" in titles["reliability"]
+    assert "scale 0.60, shift -0.40" in titles["reliability"]
     assert len(pictures["learning_curves"].axes) == 4
 
 

@@ -79,7 +79,7 @@ def test_verdict_comes_first_and_says_the_numbers(page, made):
     assert page.index('id="verdict"') < place < page.index('id="threshold"')
     assert f"{holdout['auroc_low']:.3f} to {holdout['auroc_high']:.3f}" in page
     told = "Yes" if made.metrics["against_baseline"]["beats"] else "No"
-    assert re.search(rf"Better than colour alone\?</p><p class=\"big\">{told}<", page)
+    assert re.search(rf"Better than the colour baseline\?</p><p class=\"big\">{told}<", page)
 
 
 def test_names_from_outside_are_text():
@@ -116,6 +116,14 @@ def test_card_says_what_the_page_says(made):
     rows = [line for line in card.splitlines() if line.startswith("| AUROC")]
     assert rows[0].count("|") == 5
     assert "\n\n\n\n" not in card
+
+
+def test_page_and_card_name_the_floor_and_how_it_was_chosen(made):
+    """The weaker of two baselines, or one chosen on holdout, that looks like any other."""
+    baseline = made.metrics["baseline"]
+    values = [f"{value:.3f} ({name})" for name, value in baseline["val_auroc"].items()]
+    for text in (render_report(made), render_model_card(made)):
+        assert f"chosen on val: {baseline['model']}, AUROC {' and '.join(values)}" in text
 
 
 def test_report_of_a_split_by_patch_warns():

@@ -104,6 +104,16 @@ def test_metrics_json_is_what_the_run_holds(project):
         assert logged[name] == pytest.approx(value), name
 
 
+def test_report_run_and_gate_say_the_same_of_the_baseline(project):
+    """Catches a look taken twice, by evaluate and by register, and groups that only one counts."""
+    text = _json(project, "reports/metrics.json")["against_baseline"]["text"]
+    run_id = _json(project, "models/finetuned/run.json")["run_id"]
+    assert _store(project).get_run(run_id).data.tags["against_baseline"] == text
+    rules = {row["rule"]: row for row in _json(project, "reports/registration.json")["rules"]}
+    reason = rules["beats_baseline"]["reason"]
+    assert reason.removesuffix("; model 1 judged on this holdout") == text
+
+
 def test_report_says_the_metrics_and_lies_in_the_run(project):
     """Catches a page of an earlier evaluation, and one that a reader of the run can't open."""
     metrics = _json(project, "reports/metrics.json")

@@ -105,8 +105,14 @@ def final_folder(
 ) -> Path:
     with replacing_folder(folder) as temporary:
         (temporary / "model.keras").write_bytes(keras_file.read_bytes())
-        rule = {"rule": {"min_sensitivity": 0.95}, "threshold": 0.4, "temperature": 1.5}
-        write_json(temporary / "operating_point.json", {**rule, "tta": False})
+        operating_point = {
+            "rule": {"min_sensitivity": 0.95},
+            "threshold": 0.4,
+            "scale": 0.7,
+            "shift": -0.3,
+            "tta": False,
+        }
+        write_json(temporary / "operating_point.json", operating_point)
         write_json(temporary / CONTRACT_FILE, CONTRACT)
         seen_patches = {"ids": seen_ids, "sha256": seen_sha256, "slides": seen_slides}
         for name, seen in seen_patches.items():

@@ -4,7 +4,6 @@ import uuid
 
 import pytest
 
-from src.evaluation.looks import Look
 from src.tracking import runs
 from src.tracking.looks import n_looks, take_look
 from tests.tracking.support import record
@@ -91,11 +90,3 @@ def test_looks_on_more_than_one_page_count(store, new_run, digest, monkeypatch):
         lambda _, *args, **more: search(*args, **{**more, "max_results": 2}),
     )
     assert n_looks(digest) == 3
-
-
-def test_all_looks_together_keep_the_overall_confidence():
-    """Catches an error rate that grows with the number of models."""
-    errors = [1 - Look(k, "").confidence(0.95) for k in range(1, 1000)]
-    assert errors[0] == pytest.approx(0.025)
-    assert sum(errors) < 0.05
-    assert errors == sorted(errors, reverse=True)
