@@ -5,6 +5,8 @@
 and dated 1980: the bytes depend on the seed alone, on no version of zlib and no clock.
 """
 
+from __future__ import annotations
+
 import io
 import os
 import signal
@@ -17,18 +19,19 @@ from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from src.data.generated import Chunk, SubsetPlan, draw_chunk
+from src.drawing.patches import draw_chunk
+from src.drawing.plan import ORDER, SubsetPlan
 from src.system.durable import replacing
 from src.system.errors import ProjectError
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 _UNIX, _FILE_MODE = 3, 0o100644 << 16
-_CHUNKS_AHEAD = 2  # a process
-_MIN_PATCHES_A_PROCESS = 200  # fewer are drawn before a second process has started
+_CHUNKS_AHEAD = 2  # per process
+_MIN_PATCHES_PER_PROCESS = 400  # fewer are drawn before a second process has started
+
+Files = list[tuple[str, bytes]]
 
 
 class SampleError(ProjectError):
@@ -43,12 +46,17 @@ def write_archive(
     workers: int = 0,
     advance: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Draw both subsets in ``workers`` processes (0 = one a core) and durably write the zip.
+    """Draw both subsets in ``workers`` processes (0 = one per core) and durably write the zip.
 
-    ``advance(n)`` is called as ``n`` more patches are in. Memory holds a few chunks of pixels a
+    ``advance(n)`` is called when ``n`` more patches are in. Memory holds a few chunks of pixels per
     process and the zip's directory. The bytes don't depend on ``workers``.
     """
-    n_processes = _n_processes(workers, len(train) + len(test))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    most = (len(train) + len(test)) // _MIN_PATCHES_PER_PROCESS
+    n_processes = max(1, min(workers or cores or 1, most))
+    ids, test_ids = train.ids(), test.ids()
+    # the order of sample_submission.csv is that of neither files nor ids, as on Kaggle
+    order = test.generator(ORDER).permutation(len(test))
     with (
         replacing(path) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
@@ -57,19 +65,25 @@ def write_archive(
             for name, tiff in files:
                 _add(archive, name, tiff)
             advance(len(files))
-        _add(archive, "train_labels.csv", _labels_csv(train))
-        _add(archive, "sample_submission.csv", _submission_csv(test))
-        _add(archive, "slides.csv", _slides_csv(train))
+        _add(archive, "train_labels.csv", _csv("label", zip(ids, train.labels, strict=True)))
+        _add(archive, "sample_submission.csv", _csv("label", ((test_ids[i], 0) for i in order)))
+        _add(archive, "slides.csv", _csv("slide", zip(ids, train.slide_names(), strict=True)))
 
 
-def _encoded(chunks: Iterator[Chunk], n_processes: int) -> Iterator[list[tuple[str, bytes]]]:
+def _encoded(chunks: Iterator[SubsetPlan], n_processes: int) -> Iterator[Files]:
     """Each chunk's files, in order, with a few chunks drawn ahead."""
     if n_processes == 1:
         yield from map(encode_chunk, chunks)
         return
-    # spawn: the parent may hold threads (a progress bar, BLAS), which must not be forked
-    pool = ProcessPoolExecutor(n_processes, get_context("spawn"), initializer=_start_process)
-    waiting: deque[Future[list[tuple[str, bytes]]]] = deque()
+    # spawn: the parent may hold threads (a progress bar, BLAS), which must not be forked.
+    # SIGINT is ignored in the children: Ctrl-C is the parent's to answer
+    pool = ProcessPoolExecutor(
+        n_processes,
+        get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    waiting: deque[Future[Files]] = deque()
     try:
         for chunk in chunks:
             waiting.append(pool.submit(encode_chunk, chunk))
@@ -86,26 +100,14 @@ def _encoded(chunks: Iterator[Chunk], n_processes: int) -> Iterator[list[tuple[s
         pool.shutdown(cancel_futures=True)
 
 
-def _start_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-
-
-def _n_processes(workers: int, n_patches: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(workers or cores or 1, n_patches // _MIN_PATCHES_A_PROCESS))
-
-
-def encode_chunk(chunk: Chunk) -> list[tuple[str, bytes]]:
-    """(name in the archive, TIFF bytes) of each patch of one chunk."""
-    names = (f"{chunk.subset}/{patch_id}.tif" for patch_id in chunk.ids())
-    return list(zip(names, map(encode_tiff, draw_chunk(chunk).pixels), strict=True))
-
-
-def encode_tiff(pixels: NDArray[np.uint8]) -> bytes:
-    """Uncompressed RGB TIFF of (h, w, 3) pixels."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="TIFF")
-    return buffer.getvalue()
+def encode_chunk(chunk: SubsetPlan) -> Files:
+    """(name in the archive, bytes of an uncompressed RGB TIFF) of each patch of one chunk."""
+    files = []
+    for patch_id, pixels in zip(chunk.ids(), draw_chunk(chunk).pixels, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="TIFF")
+        files.append((f"{chunk.subset}/{patch_id}.tif", buffer.getvalue()))
+    return files
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
@@ -115,19 +117,5 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(entry, data)
 
 
-def _labels_csv(train: SubsetPlan) -> bytes:
-    labels = train.labels
-    return _csv("id,label", (f"{train.patch_id(i)},{labels[i]}" for i in range(len(train))))
-
-
-def _submission_csv(test: SubsetPlan) -> bytes:
-    return _csv("id,label", (f"{test.patch_id(i)},0" for i in test.submission_order()))
-
-
-def _slides_csv(train: SubsetPlan) -> bytes:
-    lines = (f"{train.patch_id(i)},{train.slide_name(i)}" for i in range(len(train)))
-    return _csv("id,slide", lines)
-
-
-def _csv(header: str, lines: Iterable[str]) -> bytes:
-    return "\n".join((header, *lines, "")).encode()
+def _csv(column: str, rows: Iterable[tuple[str, object]]) -> bytes:
+    return "\n".join((f"id,{column}", *(f"{key},{value}" for key, value in rows), "")).encode()
