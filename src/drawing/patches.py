@@ -51,8 +51,8 @@ class NucleusType:
     window: int
 
 
-LYMPHOCYTE = NucleusType(radius=3.1, size_spread=0.08, stretch=0.06, dent=0.02, window=6)
-TUMOUR_CELL = NucleusType(radius=6.6, size_spread=0.18, stretch=0.14, dent=0.08, window=14)
+LYMPHOCYTE = NucleusType(radius=3.4, size_spread=0.12, stretch=0.06, dent=0.02, window=7)
+TUMOUR_CELL = NucleusType(radius=5.0, size_spread=0.18, stretch=0.13, dent=0.06, window=12)
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,19 @@ def draw_chunk(chunk: SubsetPlan) -> Patches:
     # of the pixels of each patch, how many are nucleus
     nuclear = (_per_slide(chunk, 0, 0.28, 0.40) + rng.uniform(-0.06, 0.06, n)).astype(np.float32)
     shade, tumour = _shade(rng, chunk, nuclear)
+    palette = _palette(rng, chunk, nuclear)
+    grain = _per_slide(chunk, 1, 1.5, 3.5).astype(np.float32)[:, None, None]
+    palette += grain * rng.standard_normal(palette.shape, dtype=np.float32)
+    palette = np.clip(np.rint(palette), 0, 255).astype(np.uint8)
+    # shades as 16-bit integers: NumPy's radix sort takes an eighth of the time it takes for floats
     order = np.argsort(shade.reshape(n, -1), axis=1, kind="stable")
-    pixels = np.empty((n, SIZE * SIZE, 3), np.float32)
-    np.put_along_axis(pixels, order[..., None], _palette(rng, chunk, nuclear), axis=1)
-    grain = _per_slide(chunk, 1, 1.5, 3.5)[:, None, None]
-    pixels += grain.astype(np.float32) * rng.standard_normal(pixels.shape, dtype=np.float32)
-    painted = np.clip(np.rint(pixels), 0, 255).astype(np.uint8).reshape(n, SIZE, SIZE, 3)
+    pixels = np.empty_like(palette)
+    np.put_along_axis(pixels, order[..., None], palette, axis=1)
+    pixels = pixels.reshape(n, SIZE, SIZE, 3)
     blank = np.isin(chunk.kind, (WHITE, BLACK))
-    painted[blank] = np.where(chunk.kind[blank] == WHITE, 255, 0)[:, None, None, None]
+    pixels[blank] = np.where(chunk.kind[blank] == WHITE, 255, 0)[:, None, None, None]
     tumour[blank] = False
-    return Patches(painted, tumour)
+    return Patches(pixels, tumour)
 
 
 def _per_slide(chunk: SubsetPlan, number: int, low: float, high: float) -> NDArray[np.float64]:
@@ -90,10 +93,10 @@ def _per_slide(chunk: SubsetPlan, number: int, low: float, high: float) -> NDArr
 
 def _shade(
     rng: np.random.Generator, chunk: SubsetPlan, nuclear: Floats
-) -> tuple[Floats, NDArray[np.bool_]]:
+) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
     """Shade (n, 96, 96), and where tumour nuclei are."""
     n = len(chunk)
-    scale = _per_slide(chunk, 2, 0.92, 1.08)
+    scale = _per_slide(chunk, 2, 0.85, 1.15)
     small, large = _depths(rng, chunk, nuclear, scale)
     depth = np.maximum(small, large)
     # the depth at which exactly the share `nuclear` of the patch's pixels is nucleus
@@ -102,18 +105,22 @@ def _shade(
     inside = depth - rank[np.arange(n), at][:, None, None]
     is_nucleus = inside >= 0
     is_tumour = large > small
-    coarse, fine, broad = (_noise(rng, n, sigma) for sigma in (1.3, 0.6, 3.5))
+    coarse, broad = (_noise(rng, n, sigma) for sigma in (1.2, 3.5))
     # chromatin: coarse clumps under a dark rim in tumour; lymphocytes evenly dark, some darker
     rim = np.exp(-(((inside - 0.12) / 0.1) ** 2))
-    chromatin = np.where(is_tumour, coarse + 1.5 * rim, broad + 0.4 * fine)
-    chromatin += 2 * np.minimum(inside / 0.15, 1)
-    # stroma: wavy fibres, palest between them
-    x, y = _axes()
-    angle = rng.uniform(0, np.pi, n)[:, None, None].astype(np.float32)
-    period = rng.uniform(7, 14, n)[:, None, None].astype(np.float32)
-    wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period + 2.5 * broad)
-    stroma = wave + 0.7 * coarse + 0.3 * fine + 0.6 * np.maximum(inside, -1)
-    return np.where(is_nucleus, 100 + chromatin, stroma).astype(np.float32), is_nucleus & is_tumour
+    chromatin = np.where(is_tumour, coarse + 1.2 * rim, broad + 0.4 * coarse)
+    chromatin += 3 * np.minimum(inside / 0.25, 1)
+    # stroma: wavy fibres with pale slits between them, giving way to cytoplasm around tumour
+    x = np.arange(SIZE, dtype=np.float32)
+    angle = rng.uniform(0, np.pi, (n, 1, 1)).astype(np.float32)
+    period = rng.uniform(7, 14, (n, 1, 1)).astype(np.float32)
+    across = x * np.cos(angle) + x[:, None] * np.sin(angle)
+    wave = np.sin(across * (2 * np.pi / period) + 2.5 * broad)
+    cytoplasm = np.clip(1 + large, 0, 1)
+    stroma = wave * (1 - cytoplasm) + cytoplasm + 0.7 * coarse
+    stroma += 3 * np.exp(np.minimum(inside, 0) / 0.1)
+    shade = np.where(is_nucleus, np.clip(chromatin, -8, 7) + 24, np.clip(stroma, -7, 8) + 8)
+    return (shade * 2000).astype(np.uint16), is_nucleus & is_tumour
 
 
 def _depths(
@@ -122,10 +129,10 @@ def _depths(
     """Depth in lymphocytes and in tumour nuclei, each (n, 96, 96): 1 in the middle of a nucleus,
     0 at its outline, −1 at twice that distance and beyond."""
     n = len(chunk)
-    # a nest of tumour: a disc that holds the centre, or lies beside it
-    has_tumour = np.isin(chunk.kind, (TUMOUR, BESIDE))
+    # a nest of tumour, from a few cells to the whole patch: a disc around the centre or beside it
     beside = chunk.kind == BESIDE
-    radius = np.where(has_tumour, rng.uniform(30, 80, n), 0)
+    radius = np.where(beside, rng.uniform(30, 70, n), rng.uniform(8, 70, n))
+    radius[~beside & (chunk.kind != TUMOUR)] = 0
     away = np.where(beside, radius + 20, rng.uniform(0, 0.5, n) * radius)
     nest = away * np.exp(2j * np.pi * rng.random(n))
     fields = []
@@ -184,9 +191,8 @@ def _stamp(
     z = (middle[:, None, None] + offset + 1j * offset[:, None]).astype(np.complex64)
     away = np.abs(z) + np.float32(1e-6)
     unit = z / away
-    square = unit * unit
     # r(φ) = radius · (1 + |stretch| cos(2φ + …) + |dent| cos(3φ + …))
-    wave = (_each(stretch) * square + _each(dent) * square * unit).real
+    wave = ((_each(stretch) + _each(dent) * unit) * unit * unit).real
     depth = 1 - away / (_each(radius).real * np.maximum(1 + wave, 0.4))
     corner = (patch * side + row + pad) * side + column + pad
     index = corner[:, None, None] + offset[:, None] * side + offset
@@ -204,11 +210,6 @@ def _noise(rng: np.random.Generator, n: int, sigma: float) -> Floats:
     noise = rng.standard_normal((n, SIZE, SIZE), dtype=np.float32)
     noise = gaussian_filter(noise, sigma, axes=(1, 2), mode="wrap", truncate=3)
     return np.asarray(noise / noise.std(axis=(1, 2), keepdims=True))
-
-
-def _axes() -> tuple[Floats, Floats]:
-    x = np.arange(SIZE, dtype=np.float32)
-    return x, x[:, None]
 
 
 def _palette(rng: np.random.Generator, chunk: SubsetPlan, nuclear: Floats) -> Floats:

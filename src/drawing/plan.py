@@ -20,7 +20,7 @@ CHUNK_PATCHES = 40
 
 # what a patch holds; BESIDE: tumour close to the centre 32 x 32 px but not in it
 NORMAL, BESIDE, TUMOUR, WHITE, BLACK = range(5)
-BESIDE_FRACTION = 0.12  # of normal patches
+BESIDE_FRACTION = 0.2  # of normal patches
 
 TUMOUR_FRACTIONS = (0.2, 0.61)  # of the slides; the mean is Kaggle's
 WHITE_FRACTION = 0.002
