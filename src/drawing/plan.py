@@ -27,7 +27,7 @@ WHITE_FRACTION = 0.002
 BLACK_FRACTION = 0.001
 
 # purposes of random generators, so that no two of them yield the same numbers
-PLAN, ORDER, SLIDES, PIXELS = range(4)
+PLAN, ORDER, SLIDES, SHAPES, COLOURS = range(5)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class SubsetPlan:
     @property
     def labels(self) -> NDArray[np.uint8]:
         """(n,) 1 where tumour reaches the centre 32 × 32 px."""
-        return (self.kind == TUMOUR).astype(np.uint8)
+        return np.asarray(self.kind == TUMOUR, np.uint8)
 
     def ids(self) -> list[str]:
         """40 hex digits per patch, in no particular order."""
