@@ -20,7 +20,7 @@ Places = NDArray[np.complex128]
 SIZE = 96
 _CORNER = (SIZE - 1) / 2 * (1 + 1j)  # from the first pixel to the middle of the patch
 _CENTRE_REACH = 16  # from the middle of the patch to the sides of the square that decides the label
-_FARTHEST = 85  # px from the middle, more than a nucleus that still reaches into the patch
+_FARTHEST = 105  # lattices reach as far from their middle: wherever it is, to the last nucleus seen
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,9 @@ def nuclear_depths(
     # one nucleus per pitch² px covers the same share of the patch, whatever the type's radius
     small = _lattice(rng, LYMPHOCYTE.radius * scale * np.sqrt(np.pi / coverage))
     large = _lattice(rng, TUMOUR_CELL.radius * scale * np.sqrt(np.pi / coverage))
-    # at least one tumour nucleus has its middle in the centre square: the lattice's middle one
-    anchor = large.shape[1] // 2
-    large[:, anchor] = 0.8 * _CENTRE_REACH * (rng.uniform(-1, 1, (n, 2)) @ (1, 1j))
     is_small = np.abs(small - nest[:, None]) >= nest_radius[:, None]
     is_large = np.abs(large - nest[:, None]) < nest_radius[:, None]
-    is_large[:, anchor] = is_tumour
+    is_large[:, large.shape[1] // 2] = is_tumour  # one nucleus at least is in the centre square
     # beside the centre means that not a pixel of tumour is in it
     is_large &= ~is_beside[:, None] | (_reach(large) > _CENTRE_REACH + TUMOUR_CELL.window)
     return (
@@ -89,7 +86,10 @@ def _reach(place: Places) -> NDArray[np.float64]:
 
 
 def _lattice(rng: np.random.Generator, pitch: Floats) -> Places:
-    """(n, k) places, one per ``pitch``² px: a hexagonal lattice, turned and jittered."""
+    """(n, k) places, one per ``pitch``² px: a hexagonal lattice, jittered, turned and shifted.
+
+    The place in the middle of the k lies anywhere in the centre square.
+    """
     n = len(pitch)
     # rows of a hexagonal lattice of spacing 1 are √¾ apart
     half = int(np.ceil(_FARTHEST / pitch.min() / np.sqrt(0.75)))
@@ -97,7 +97,9 @@ def _lattice(rng: np.random.Generator, pitch: Floats) -> Places:
     grid = column + 0.5 * (row % 2) + 1j * np.sqrt(0.75) * row
     jittered = grid + rng.uniform(-0.3, 0.3, (n, len(grid), 2)) @ (1, 1j)
     turn = np.exp(2j * np.pi * rng.random((n, 1)))
-    return np.asarray(jittered * turn * pitch[:, None] / np.sqrt(np.sqrt(0.75)))
+    place = jittered * turn * pitch[:, None] / np.sqrt(np.sqrt(0.75))
+    shift = 0.8 * _CENTRE_REACH * (rng.uniform(-1, 1, (n, 1, 2)) @ (1, 1j))
+    return np.asarray(place - place[:, [place.shape[1] // 2]] + shift)
 
 
 def _draw(
