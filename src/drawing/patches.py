@@ -32,35 +32,15 @@ class Patches:
     tumour: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What the patches of a slide share, repeated for each patch.
-
-    Attributes
-    ----------
-    coverage : (n,) share of the pixels that are nucleus, mean of the slide
-    scale : (n,) factor of all radii
-    grain : (n,) standard deviation of the camera's noise, grey levels
-    light : (n, 3) grey levels behind no tissue at all
-    absorption : (n, 2, 3) of haematoxylin and eosin in R, G, B, per unit of stain
-    """
-
-    coverage: Floats
-    scale: Floats
-    grain: Floats
-    light: Floats
-    absorption: Floats
-
-
 def draw_chunk(chunk: SubsetPlan) -> Patches:
     """Draw the patches of a chunk, in its order."""
     n = len(chunk)
-    look = _look(chunk)
+    coverage, scale, grain, light, absorption = _slide_looks(chunk)
     # two generators, so that colours can't depend on how many numbers the shapes took
     shapes, colours = (chunk.generator(purpose, chunk.first) for purpose in (SHAPES, COLOURS))
-    coverage = look.coverage + colours.uniform(-0.06, 0.06, n).astype(np.float32)
-    palette = _palette(colours, look, coverage)
-    shade, tumour = _shade(shapes, chunk, coverage, look.scale)
+    coverage = coverage + colours.uniform(-0.06, 0.06, n).astype(np.float32)
+    palette = _palette(colours, coverage, grain, light, absorption)
+    shade, tumour = _shade(shapes, chunk, coverage, scale)
     # shades are 16-bit integers: NumPy sorts them by radix, nine times as fast as floats
     order = np.argsort(shade.reshape(n, -1), axis=1, kind="stable")
     pixels = np.empty_like(palette)
@@ -71,7 +51,13 @@ def draw_chunk(chunk: SubsetPlan) -> Patches:
     return Patches(pixels, tumour)
 
 
-def _look(chunk: SubsetPlan) -> _Look:
+def _slide_looks(chunk: SubsetPlan) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """What the patches of a slide share, for each patch.
+
+    Share of pixels that are nucleus (n,); factor of all radii (n,); the camera's noise (n,) and the
+    light behind no tissue (n, 3) in grey levels; absorption (n, 2, 3) by a unit of haematoxylin and
+    of eosin in R, G and B.
+    """
     rng, n = chunk.generator(SLIDES), chunk.n_slides
     scanner = rng.permutation(n) % 2
     stains = np.stack([_HAEMATOXYLIN[scanner], _EOSIN[scanner]], axis=1)
@@ -84,10 +70,15 @@ def _look(chunk: SubsetPlan) -> _Look:
         rng.uniform(232, 250, (n, 1)) + rng.normal(0, 2, (n, 3)),
         stains * np.exp(rng.normal(0, 0.14, (n, 2, 1))),
     )
-    return _Look(*(values[chunk.slide].astype(np.float32) for values in of_slide))
+    coverage, scale, grain, light, absorption = (
+        values[chunk.slide].astype(np.float32) for values in of_slide
+    )
+    return coverage, scale, grain, light, absorption
 
 
-def _palette(rng: np.random.Generator, look: _Look, coverage: Floats) -> NDArray[np.uint8]:
+def _palette(
+    rng: np.random.Generator, coverage: Floats, grain: Floats, light: Floats, absorption: Floats
+) -> NDArray[np.uint8]:
     """(n, 9216, 3) the colours of each patch's pixels, from the palest shade to the darkest.
 
     Beer-Lambert: light · exp(−(h · H + e · E)), h and e the amounts of the two stains. The darkest
@@ -96,16 +87,18 @@ def _palette(rng: np.random.Generator, look: _Look, coverage: Floats) -> NDArray
     n = len(coverage)
     gaps = rng.uniform(0.01, 0.15, n)
     rank = np.linspace(0, 1, SIZE * SIZE)
-    amounts = np.empty((n, len(rank), 2), np.float32)
+    haematoxylin, eosin = np.empty((2, n, len(rank), 1), np.float32)
     for patch in range(n):
         gap, edge = gaps[patch], 1 - coverage[patch]
         # gaps, their edge, stroma and cytoplasm, the edge of nuclei, chromatin
         knots = [0, gap, gap + 0.06, edge - 0.03, edge + 0.03, 1]
-        amounts[patch, :, 0] = np.interp(rank, knots, [0.02, 0.05, 0.12, 0.25, 0.75, 1.55])
-        amounts[patch, :, 1] = np.interp(rank, knots, [0.02, 0.10, 0.30, 0.62, 0.50, 0.35])
-    amounts *= np.exp(rng.normal(0, 0.1, (n, 1, 2))).astype(np.float32)
-    palette = look.light[:, None] * np.exp(-amounts @ look.absorption)
-    palette += look.grain[:, None, None] * rng.standard_normal(palette.shape, dtype=np.float32)
+        haematoxylin[patch, :, 0] = np.interp(rank, knots, [0.02, 0.05, 0.12, 0.25, 0.75, 1.55])
+        eosin[patch, :, 0] = np.interp(rank, knots, [0.02, 0.10, 0.30, 0.62, 0.50, 0.35])
+    absorption = absorption * np.exp(rng.normal(0, 0.1, (n, 2, 1))).astype(np.float32)
+    # (n, 9216, 1) · (n, 1, 3); no matrix product, whose last bit may depend on BLAS' threads
+    density = haematoxylin * absorption[:, :1] + eosin * absorption[:, 1:]
+    palette = light[:, None] * np.exp(-density)
+    palette += grain[:, None, None] * rng.standard_normal(palette.shape, dtype=np.float32)
     return np.asarray(np.clip(np.rint(palette), 0, 255), np.uint8)
 
 
