@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 # full_size is left out: it needs 30 GB of disk and 10 minutes
-BENCHMARKS := sample ingest grouping bootstrap training
+BENCHMARKS := colour_floor ingest grouping bootstrap training
 
 .PHONY: help repro test check lint ui lock deps data fuzz bench clean venv
 

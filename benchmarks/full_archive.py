@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from src.data.generated import draw_chunk, plan_subset
+from src.drawing.patches import draw_chunk
+from src.drawing.plan import plan_subset
 
 PATCH_PX = 96
 CANVAS_PATCHES = 12  # a side

@@ -20,12 +20,12 @@ from rich.table import Table
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
-from src.data.generated import plan_subset
-from src.data.generated_archive import write_archive
 from src.data.grouping import GroupBy, group_patches
 from src.data.packed import open_pixels, read_patches
 from src.data.splitting import Fractions, split_groups
 from src.data.stain_groups import stain_clusters
+from src.drawing.archive import write_archive
+from src.drawing.plan import plan_subset
 from src.evaluation.baseline import colour_histograms, fit_baselines
 from src.ingest import ingest_archive
 from src.params import IngestParams

@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measured import runtime
-from src.data.generated import draw_chunk, plan_subset
 from src.data.patch_inputs import PatchInput, open_input
+from src.drawing.patches import draw_chunk
+from src.drawing.plan import plan_subset
 from src.params import load_params
 from src.prediction import write_predictions
 from src.scoring import Scorer

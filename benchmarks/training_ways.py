@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measured import runtime
-from src.data.generated import draw_chunk, plan_subset
 from src.data.labelled import LabelledPatches
+from src.drawing.patches import draw_chunk
+from src.drawing.plan import plan_subset
 from src.evaluation.metrics import auroc
 
 BATCH_SIZE = 64
@@ -44,7 +45,7 @@ def generate(n_train: int, n_val: int) -> Data:
 
 def _drawn(name: str, plan: Any) -> LabelledPatches:
     pixels = np.concatenate([draw_chunk(chunk).pixels for chunk in plan.chunks()])
-    ids = np.array([plan.patch_id(patch) for patch in range(len(plan))])
+    ids = np.array(plan.ids())
     rows = np.arange(len(plan))
     return LabelledPatches(name, ids, rows, plan.labels, plan.slide.astype(np.str_), pixels)
 

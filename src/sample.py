@@ -12,8 +12,8 @@ def main() -> None:
 
     Parameters: section sample of params.yaml. Equal parameters give equal bytes.
     """
-    from src.data.generated import describe, plan_subset
-    from src.data.generated_archive import write_archive
+    from src.drawing.archive import write_archive
+    from src.drawing.plan import describe, plan_subset
 
     params = load_params()
     configure(params.runtime.verbosity)

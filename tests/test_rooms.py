@@ -11,7 +11,7 @@ from src.system.code import imports_of
 
 SRC = paths.ROOT / "src"
 MODULES = sorted(SRC.rglob("*.py"))
-ROOMS = ("data", "model", "evaluation", "tracking", "system")
+ROOMS = ("data", "drawing", "model", "evaluation", "tracking", "system")
 COMMANDS = ("promote", "trace", "submit", "serve", "tune")
 STAGES = (
     "sample",
@@ -26,6 +26,7 @@ STAGES = (
 )
 MAY_IMPORT = {
     "data": {"system"},
+    "drawing": {"system", "data"},
     "model": {"system", "data"},
     "evaluation": {"system"},
     "tracking": {"system"},

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from src.data.generated import plan_subset
+from src.drawing.plan import plan_subset
 from src.evaluation.intervals import Difference
 from src.evaluation.plain_words import caveats, rule, verdict
 from src.evaluation.promotion import against_baseline
@@ -60,7 +60,8 @@ def test_rule_is_the_one_that_chose(point, told):
 def test_generated_patches_are_known_by_their_slides_not_by_a_file_name(made):
     """A renamed sample that passes for tissue, or a real archive named sample.zip."""
     plan = plan_subset(seed=1, subset="train", n_patches=40, n_slides=4)
-    named = [plan.slide_name(place % 40) for place in range(len(made.holdout))]
+    names = plan.slide_names()
+    named = [names[place % 40] for place in range(len(made.holdout))]
     drawn = sources(holdout=made.holdout.assign(slide=named))
     assert "are generated, not real tissue" in " ".join(caveats(drawn))
     real = sources(ingest={"archive": {"name": "sample.zip"}})

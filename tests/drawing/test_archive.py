@@ -1,5 +1,7 @@
 """The archive ``sample`` writes: layout, bytes, agreement of its files."""
 
+from __future__ import annotations
+
 import csv
 import hashlib
 import io
@@ -12,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data import generated_archive
-from src.data.generated import SubsetPlan, draw_chunk, plan_subset
-from src.data.generated_archive import write_archive
+from src.drawing import archive as archive_module
+from src.drawing.archive import write_archive
+from src.drawing.patches import draw_chunk
+from src.drawing.plan import SubsetPlan, plan_subset
 
 
 def plans(seed: int) -> dict[str, SubsetPlan]:
@@ -74,11 +77,11 @@ def test_labels_and_slides_name_each_train_image_once(archive: zipfile.ZipFile):
     images = {Path(name).stem for name in archive.namelist() if name.startswith("train/")}
     header, *labels = rows(archive, "train_labels.csv")
     assert header == ["id", "label"]
-    assert dict(labels) == {train.patch_id(i): str(train.labels[i]) for i in range(60)}
+    assert dict(labels) == dict(zip(train.ids(), map(str, train.labels), strict=True))
     assert {patch_id for patch_id, _ in labels} == images
     header, *slides = rows(archive, "slides.csv")
     assert header == ["id", "slide"]
-    assert dict(slides) == {train.patch_id(i): train.slide_name(i) for i in range(60)}
+    assert dict(slides) == dict(zip(train.ids(), train.slide_names(), strict=True))
 
 
 def test_submission_names_each_test_image_once_in_an_order_of_its_own(archive: zipfile.ZipFile):
@@ -97,8 +100,8 @@ def test_same_seed_same_bytes_on_any_number_of_processes(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Catches dates in the zip, and chunks that arrive in the order they are finished."""
-    monkeypatch.setattr(generated_archive, "_MIN_PATCHES_A_PROCESS", 1)
-    monkeypatch.setattr(generated_archive, "_CHUNKS_AHEAD", 1)  # the third chunk has to wait
+    monkeypatch.setattr(archive_module, "_MIN_PATCHES_PER_PROCESS", 1)
+    monkeypatch.setattr(archive_module, "_CHUNKS_AHEAD", 1)  # the third chunk has to wait
     write_archive(tmp_path / "again.zip", **plans(seed=1), workers=2)
     assert digest(tmp_path / "again.zip") == digest(path)
 
@@ -125,7 +128,7 @@ def test_a_failed_write_leaves_the_old_archive(tmp_path: Path, monkeypatch: pyte
     def fail(_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(generated_archive, "encode_chunk", fail)
+    monkeypatch.setattr(archive_module, "encode_chunk", fail)
     with pytest.raises(OSError, match="no space"):
         write_archive(tmp_path / "sample.zip", **plans(seed=1), workers=1)
     assert [file.name for file in tmp_path.iterdir()] == ["sample.zip"]

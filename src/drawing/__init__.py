@@ -1,0 +1,1 @@
+"""The generated archive: H&E-like patches whose colours say nothing about the label."""
