@@ -155,7 +155,7 @@ def test_predictions_come_back_as_written(predictions, workspace):  # noqa: ARG0
 def test_shuffled_holdout_labels_promote_nothing(predictions, workspace, monkeypatch):  # noqa: ARG001
     """A result that comes from anything but the labels: a leak, the split, the rules themselves."""
     monkeypatch.setattr(deciding, "reload_error", lambda *_: 0.0)
-    monkeypatch.setattr("src.tracking.golden.golden_error", lambda *_: 0.0)
+    monkeypatch.setattr("src.deciding.golden_error", lambda *_: 0.0)
     right = predictions.assign(sha256="", baseline_probability=np.linspace(0, 1, 240) % 0.1)
     shuffled = [_with_shuffled_labels(right, "holdout", seed) for seed in range(20)]
     (auroc_right, decided_right), *chance = (_judged(table) for table in (right, *shuffled))
