@@ -78,7 +78,7 @@ def _training(patches: int, steps: int, depth: int, folder: Path) -> Iterator[An
     environment = start_tensorflow(runtime(), seed=1)
     model = build_classifier(params.model)
     setting = phase_setting(_data(patches, folder), params, environment, folder)
-    how = step_ways(setting.runtime, depth=depth, n_gpus=0)
+    how = step_ways(setting.runtime, backbone=params.model.backbone, depth=depth, n_gpus=0)
     with ExitStack() as stack:
         cache = stack.enter_context(ActivationCache(folder / "a", max_bytes=0, log=setting.log))
         phase = make_phase(

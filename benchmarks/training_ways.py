@@ -160,7 +160,12 @@ class Ours(Way):
         setting = phase_setting(self.data, self.params, self.environment, folder)
         cache = ActivationCache(folder / "activations", max_bytes=10**11, log=setting.log)
         self._open.enter_context(cache)
-        how = step_ways(setting.runtime, depth=params.depth, n_gpus=int(self.environment["gpus"]))
+        how = step_ways(
+            setting.runtime,
+            backbone=self.params.model.backbone,
+            depth=params.depth,
+            n_gpus=int(self.environment["gpus"]),
+        )
         phase = make_phase(
             self.model,
             params,

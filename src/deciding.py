@@ -24,9 +24,11 @@ from src.system.errors import ProjectError
 
 if TYPE_CHECKING:
     from src.data.labelled import LabelledPatches
+    from src.tracking.golden import Golden
     from src.tracking.registry import VersionFiles
 
 _N_RELOAD_PATCHES = 16
+_PROBABILITY_LAYER = "probability"
 
 
 class IncomparableGroups(ProjectError):
@@ -104,7 +106,6 @@ def check_golden(version: VersionFiles) -> None:
     VerificationError
         By how much they differ.
     """
-    from src.tracking.golden import golden_error
     from src.tracking.logged_models import VerificationError
 
     error = golden_error(version.model, version.golden)
@@ -114,6 +115,41 @@ def check_golden(version: VersionFiles) -> None:
             f"{version.name} not reproduced, logits differ by up to {error:.2g}, allowed "
             f"{GOLDEN_TOLERANCE:g}"
         )
+
+
+def golden_error(model: Any, golden: Golden | None) -> float | None:
+    """Largest difference in logit between the model here and the batch; NaN where one is NaN.
+
+    None without a batch.
+    """
+    if golden is None:
+        return None
+    return float(np.abs(logits_of(model, golden.patches) - golden.logits).max())
+
+
+def logits_of(model: Any, patches: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """What enters the layer ``probability`` of the final model, (n,), in the graph that scores.
+
+    Logits, because a probability near 0 or 1 hides a difference in the float32 it is stored in.
+
+    Raises
+    ------
+    VerificationError
+        The model has no such layer: it isn't one of this project's.
+    """
+    import keras
+
+    from src.model.inference import forward_pass
+    from src.tracking.logged_models import VerificationError
+
+    try:
+        logit = model.get_layer(_PROBABILITY_LAYER).input
+    except ValueError as error:
+        raise VerificationError(
+            f"model verification failed: no layer named {_PROBABILITY_LAYER!r}; register "
+            "models/final of this project's evaluate"
+        ) from error
+    return forward_pass(keras.Model(model.input, logit))(patches)[:, 0].astype(np.float64)
 
 
 def gather(
@@ -131,7 +167,6 @@ def gather(
     the version is scored here. Groups that it saw in training are left out. Being judged is a look
     at the holdout, and decided at the confidence that so many looks leave.
     """
-    from src.tracking.golden import golden_error
     from src.tracking.looks import take_look
 
     batch_size = params.runtime.inference_batch_size

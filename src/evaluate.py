@@ -16,7 +16,7 @@ from src.data.identity import check_trained_here, split_kind
 from src.evaluation.predictions import ONE_VIEW, rows_of
 from src.explanation import write_gallery
 from src.params import EvaluateParams, Params, load_params
-from src.scoring import finite
+from src.scoring import finite, start
 from src.system.cli import run
 from src.system.durable import read_json, replacing_folder, write_bytes, write_json
 from src.system.log import configure, get_logger
@@ -64,9 +64,8 @@ def main() -> None:
 def load_model(params: Params) -> "keras.Model":
     """Start TensorFlow and load the verified ``models/finetuned``."""
     from src.model.inference import load_classifier
-    from src.system.determinism import start_tensorflow
 
-    start_tensorflow(params.runtime, seed=params.evaluate.seed)
+    start(params.runtime)
     return load_classifier(paths.FINETUNED_MODEL)
 
 
@@ -95,13 +94,15 @@ def predict(model: "keras.Model", params: Params, log: Logger) -> "pd.DataFrame"
 def _view_logits(
     model: "keras.Model", split: "LabelledPatches", params: Params, log: Logger
 ) -> NDArray[np.float64]:
-    """(views, n) logits, all finite; one view without ``evaluate.tta``."""
-    from src.model.inference import predict_outputs
-    from src.model.tta import predict_view_logits
+    """(views, n) logits, all finite; one view without ``evaluate.tta``.
 
-    score = predict_view_logits if params.evaluate.tta else predict_outputs
-    logits = score(
-        model,
+    By the graph of ``models/final`` up to the mean over the views.
+    """
+    from src.model.inference import predict_outputs
+    from src.model.tta import view_logits
+
+    logits = predict_outputs(
+        view_logits(model) if params.evaluate.tta else model,
         split.pixels,
         split.rows,
         batch_size=params.runtime.inference_batch_size,
@@ -109,7 +110,7 @@ def _view_logits(
         task=f"{split.split}: scored",
     )
     finite(logits.ravel(), f"models/finetuned, asked about {split.split},")
-    return np.atleast_2d(logits)
+    return np.atleast_2d(logits.T)
 
 
 def predictions_of(

@@ -519,8 +519,12 @@ class RuntimeParams(_Section):
     threads: int = Field(ge=0, le=1024, description="TensorFlow threads; 0 = one a core")
     workers: int = Field(ge=0, le=256, description="decoding processes; 0 = one a core")
     verbosity: Literal["debug", "info", "warning"]
-    inference_batch_size: int = Field(ge=1, le=65_536, description="patches a forward pass")
-    xla: Literal["auto", "on", "off"] = Field(description="compile the training step with XLA")
+    inference_batch_size: int = Field(
+        ge=1, le=65_536, description="images per forward pass; with evaluate.tta a patch is 8"
+    )
+    xla: Literal["auto", "on", "off"] = Field(
+        description="compile the training step with XLA; on: wherever TensorFlow can"
+    )
     checkpoint_minutes: Number = Field(
         gt=0, le=1440, description="minutes between checkpoints within an epoch"
     )

@@ -25,6 +25,7 @@ from src.deciding import (
     evidence_document,
     final_weights_sha256,
     gather,
+    logits_of,
     read_holdout,
     rows_of,
     standing_champion,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from src.evaluation.promotion import Decision, Evidence
     from src.tracking.aliases import AliasChanges
+    from src.tracking.golden import Golden
     from src.tracking.registry import VersionFiles
 
 
@@ -100,7 +102,7 @@ def register_challenger(name: str, holdout: "pd.DataFrame") -> "VersionFiles":
         name=name,
         run_id=run_id,
         evidence=evidence_of(metrics, run_id),
-        golden_patches=golden_patches(holdout),
+        golden_batch=golden_batch(holdout),
     )
     return load_version(name, number)
 
@@ -118,15 +120,17 @@ def point_challenger_at(challenger: "VersionFiles", changes: "AliasChanges") -> 
     )
 
 
-def golden_patches(holdout: "pd.DataFrame") -> NDArray[np.uint8]:
-    """Eight holdout patches (8, 96, 96, 3), from the least to the most suspicious."""
+def golden_batch(holdout: "pd.DataFrame") -> "Golden":
+    """Eight holdout patches, from the least to the most suspicious, and what ``models/final``
+    says of them."""
     from src.data.labelled import load_split
-    from src.tracking.golden import golden_rows
+    from src.model.inference import load_classifier
+    from src.tracking.golden import Golden, golden_rows
 
     chosen = holdout.iloc[golden_rows(holdout["probability"].to_numpy())]
     patches = load_split("holdout")
     pixels: NDArray[np.uint8] = patches.pixels[rows_of(chosen["id"], patches)]
-    return pixels
+    return Golden(pixels, logits_of(load_classifier(paths.FINAL_MODEL), pixels))
 
 
 def check_integrity(challenger: "VersionFiles", decision: "Decision") -> None:

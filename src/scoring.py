@@ -25,8 +25,11 @@ class ScoreError(ProjectError):
 
 
 def start(runtime: RuntimeParams) -> None:
-    """Start TensorFlow as ``evaluate`` does, so that probabilities agree."""
-    start_tensorflow(runtime, seed=0)  # nothing random happens here: any seed will do
+    """Start TensorFlow for scores: without TF32, so that they are the same wherever they are made.
+
+    For every command that scores, verifies or serves, ``evaluate`` included.
+    """
+    start_tensorflow(runtime, seed=0, tf32=False)  # nothing random happens: any seed will do
 
 
 def finite(scores: NDArray[np.float64], model: str) -> NDArray[np.float64]:
@@ -77,7 +80,7 @@ class Scorer:
         """
         if not len(pixels):
             return np.empty(0)
-        return finite(self._forward(pixels).astype(np.float64), self._called)
+        return finite(self._forward(pixels)[:, 0].astype(np.float64), self._called)
 
     def decisions(self, probabilities: NDArray[np.float64]) -> list[str]:
         """``tumour`` at or above the stored threshold, ``normal`` below it."""

@@ -215,7 +215,7 @@ def test_predictions_come_back_as_written(predictions, workspace):  # noqa: ARG0
 def test_shuffled_holdout_labels_promote_nothing(predictions, workspace, monkeypatch):
     """A result that comes from anything but the labels: a leak, the split, the rules themselves."""
     monkeypatch.setattr(deciding, "reload_error", lambda *_: 0.0)
-    monkeypatch.setattr("src.tracking.golden.golden_error", lambda *_: 0.0)
+    monkeypatch.setattr("src.deciding.golden_error", lambda *_: 0.0)
     monkeypatch.setattr("src.tracking.looks.take_look", lambda *_: 1)
     monkeypatch.setattr(paths, "INGEST_REPORT", workspace / "report.json")
     write_json(paths.INGEST_REPORT, {"digests": {"train": "f" * 64}})

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from src import paths, promote
+from src import deciding, paths, promote
 from src.evaluation.promotion import PROMOTION_RULES
+from src.model.inference import load_classifier
 from src.promote import PromotionRefused
 from src.system.durable import MANIFEST, read_json, sha256_file, write_json, write_manifest
 from src.tracking import aliases, golden, registry
@@ -49,12 +50,13 @@ def register(project, models, tmp_path):
         for number, name in enumerate(names):
             ids = [*seen_ids, *(seen[number] if seen else ()), f"f{number:039d}"]
             final = final_folder(tmp_path / f"{number}", models[name], ids)
+            model = load_classifier(final)
             registry.register_version(
                 final,
                 name=project.name,
                 run_id=project.run_id,
                 evidence={**EVIDENCE, "final_weights_sha256": sha256_file(models[name])},
-                golden_patches=chosen,
+                golden_batch=golden.Golden(chosen, deciding.logits_of(model, chosen)),
             )
         with alias_changes(project.name) as changes:
             changes.move("champion", 1, expected=None, action="register", why="the first")
@@ -276,7 +278,7 @@ def test_rollback_after_a_change_that_was_broken_off(project, register, run, mon
 def test_nan_is_refused_in_one_line(project, register, run, monkeypatch):
     """Catches a traceback: NaN is no JSON, and no score."""
     register("bad", "good")
-    monkeypatch.setattr(golden, "logits_of", lambda *_: np.full(8, np.nan))
+    monkeypatch.setattr(deciding, "logits_of", lambda *_: np.full(8, np.nan))
     with pytest.raises(PromotionRefused, match=r"does not reproduce its golden batch: .* nan"):
         run("--version", "2")
     assert "not promoted" in registry.version_tags(project.name, 2)["decision"]

@@ -229,7 +229,7 @@ def test_one_patch_without_a_slide_name_is_no_archive_with_names(archive_here): 
 def gathered(archive_here, monkeypatch):  # noqa: ARG001
     """Judge fake version 2 beside fake version 1, which ranks the holdout badly."""
     monkeypatch.setattr(deciding, "reload_error", lambda *_: 0.0)
-    monkeypatch.setattr("src.tracking.golden.golden_error", lambda *_: 0.0)
+    monkeypatch.setattr("src.deciding.golden_error", lambda *_: 0.0)
     rows = holdout()
     badly = pd.Series(knows_by_heart(rows, False), index=rows["id"])
     monkeypatch.setattr(deciding, "score", lambda _, ids, *__: badly[ids].to_numpy())
@@ -527,12 +527,13 @@ def test_champion_of_another_model_is_scored_again_on_the_same_patches(
         weight.assign(-weight.numpy())
     model.save(tmp_path / "bad.keras")
     weights = "f" * 64 if same_weights else "e" * 64
+    batch = project.pixels[:8]
     champion = registry.register_version(
         final_folder(tmp_path / "champion", tmp_path / "bad.keras", seen_ids=["9" * 40]),
         name=project.name,
         run_id=project.run_id,
         evidence={**EVIDENCE, "final_weights_sha256": weights},
-        golden_patches=project.pixels[:8],
+        golden_batch=golden.Golden(batch, deciding.logits_of(model, batch)),
     )
     with aliases.alias_changes(project.name) as changes:
         changes.move("champion", champion, expected=None, action="register", why="the first")
@@ -585,8 +586,9 @@ def test_champion_whose_files_are_gone_does_not_block(project, keras_file):
 @pytest.mark.tensorflow
 def test_challenger_that_does_not_give_its_golden_logits_gets_no_alias(project, monkeypatch):
     """Catches a version that only seems to be the model: other software, swapped weights."""
-    logits_of = golden.logits_of
-    monkeypatch.setattr(golden, "logits_of", lambda *a: logits_of(*a) + next(drift))
+    logits_of = deciding.logits_of
+    for module in (register, deciding):
+        monkeypatch.setattr(module, "logits_of", lambda *a: logits_of(*a) + next(drift))
     drift = iter([0.0, 2e-3])
     with pytest.raises(VerificationError, match=r"failed: .* logits differ by up to 0\.002"):
         register.main()
@@ -598,7 +600,7 @@ def test_challenger_that_does_not_give_its_golden_logits_gets_no_alias(project, 
 @pytest.mark.tensorflow
 def test_champion_that_does_not_give_its_golden_logits_does_not_stand(project, monkeypatch):
     register.main()
-    monkeypatch.setattr(golden, "logits_of", lambda *_: np.full(8, 9.0))
+    monkeypatch.setattr(deciding, "logits_of", lambda *_: np.full(8, 9.0))
     champion = deciding.standing_champion(project.name, LOG)
     assert (champion.version, champion.files) == (1, None)
     assert "model verification failed: golden batch of version 1" in champion.absent

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.data.batches import ordered_batches
+from src.data.views import N_VIEWS
 from src.system.durable import verify_folder
 from src.system.progress import progress
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import keras
 
 MODEL_FILE = "model.keras"
+VIEWS_LAYER = "views"
+"""Of a model that looks at each patch in all 8 views: where they become one batch."""
 
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -31,9 +34,12 @@ def load_classifier(folder: Path) -> "keras.Model":
 def forward_pass(model: "keras.Model") -> Forward:
     """The model as a TensorFlow graph that is traced once and then used for any number of patches.
 
-    uint8 (n, 96, 96, 3) → the model's one output, (n,) float32. The weights of this moment become
+    The one way to score: evaluation, registration, prediction and the server all run this graph.
+
+    uint8 (n, 96, 96, 3) → the model's outputs, (n, k) float32. The weights of this moment become
     constants of the graph, so that TensorFlow folds BatchNorm and bias into the convolutions: about
-    a fifth faster on a CPU, and the same to 1e-6. Safe to call from several threads.
+    a fifth faster on a CPU, and the same to 1e-6. A model that looks at 8 views gets an eighth of
+    the patches at a time: memory is that of n images. Safe to call from several threads.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -42,14 +48,14 @@ def forward_pass(model: "keras.Model") -> Forward:
 
     @tf.function(input_signature=[patches], autograph=False)
     def output(batch: Any) -> Any:
-        return model(batch, training=False)[:, 0]
+        return model(batch, training=False)
 
     graph = convert_variables_to_constants_v2(output.get_concrete_function())
+    n_parts = N_VIEWS if any(layer.name == VIEWS_LAYER for layer in model.layers) else 1
 
     def forward(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        (values,) = tf.nest.flatten(graph(tf.constant(batch)))
-        answered: NDArray[np.float32] = values.numpy()
-        return answered
+        parts = np.array_split(batch, min(n_parts, len(batch)))
+        return np.concatenate([graph(tf.constant(part))[0].numpy() for part in parts])
 
     return forward
 
@@ -63,19 +69,19 @@ def predict_outputs(
     log: Logger,
     task: str = "scored",
 ) -> NDArray[np.float64]:
-    """The model's one output for ``pixels[rows]``, (n,) in the order of ``rows``.
+    """The model's outputs for ``pixels[rows]``, in the order of ``rows``: (n, k), or (n,) of one.
 
     A logit of ``models/finetuned``, the calibrated probability of tumour of ``models/final``.
 
     ``pixels`` (N, 96, 96, 3) uint8 may be memory-mapped: one batch is read at a time.
     """
-    outputs = np.empty(len(rows))
     if not len(rows):
-        return outputs
+        return np.empty(0)
+    outputs = np.empty((len(rows), model.output.shape[-1]))
     forward = forward_pass(model)
     with progress(task, len(rows), "patches", log) as advance:
         for batch in ordered_batches(len(rows), batch_size=min(batch_size, len(rows))):
             values = forward(pixels[rows[batch.positions]])
             outputs[batch.positions[: batch.n_counted]] = values[: batch.n_counted]
             advance(batch.n_counted)
-    return outputs
+    return outputs[:, 0] if outputs.shape[1] == 1 else outputs

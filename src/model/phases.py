@@ -22,7 +22,7 @@ from src.model.checkpoint import Checkpoint
 from src.model.class_weights import ClassWeights
 from src.model.fast_gradient import fast_input_gradients
 from src.model.features import standardise_features
-from src.model.freezing import BatchNormMode, cut, unfreeze
+from src.model.freezing import BatchNormMode, boundary_layer, cut, unfreeze
 from src.model.frozen import FrozenBackbone
 from src.model.loop import Epoch, Fit, Phase, Score, fit
 from src.model.precision import bfloat16_layers, uses_bfloat16
@@ -103,7 +103,12 @@ def _fit_top(
     depth: int,
     batch_norm: BatchNormMode,
 ) -> Fitted:
-    how = step_ways(setting.runtime, depth=depth, n_gpus=int(setting.environment["gpus"]))
+    how = step_ways(
+        setting.runtime,
+        backbone=setting.model.backbone,
+        depth=depth,
+        n_gpus=int(setting.environment["gpus"]),
+    )
     max_bytes = int(setting.cache.max_gb * _BYTES_A_GB)
     with ActivationCache(setting.activations, max_bytes=max_bytes, log=setting.log) as cache:
         phase = make_phase(
@@ -174,18 +179,21 @@ def make_phase(
     )
 
 
-def step_ways(runtime: RuntimeParams, *, depth: int, n_gpus: int) -> dict[str, bool]:
+def step_ways(runtime: RuntimeParams, *, backbone: str, depth: int, n_gpus: int) -> dict[str, bool]:
     """How a step is computed: gradients the fast way, XLA in all or in part, bfloat16.
 
     By what was measured (the table in docs/training.md): on a CPU fast gradients wherever there are
     float32 convolutions to train, and XLA for the optimizer alone; on one GPU XLA for the whole
-    step, on several none.
+    step, on several none. Where nothing is frozen and ``runtime.deterministic`` is set, never for
+    the whole step: TensorFlow has no deterministic gradient of the stem's max pooling under XLA.
     """
     bfloat16 = uses_bfloat16(runtime.mixed_precision)
+    pooling_learns = boundary_layer(backbone=backbone, depth=depth) is None
+    possible = n_gpus < 2 and not (pooling_learns and runtime.deterministic)
     by_default = depth > 0 and n_gpus == 1
     return {
         "fast_gradient": depth > 0 and n_gpus == 0 and not bfloat16,
-        "xla": n_gpus < 2 and {"on": True, "off": False}.get(runtime.xla, by_default),
+        "xla": possible and {"on": True, "off": False}.get(runtime.xla, by_default),
         "xla_update": depth > 0 and n_gpus < 2 and runtime.xla != "off",
         "bfloat16": bfloat16,
     }

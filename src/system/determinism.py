@@ -21,12 +21,14 @@ class DeviceMissing(ProjectError):
     """``runtime.device`` asks for a GPU that TensorFlow doesn't see."""
 
 
-def start_tensorflow(runtime: RuntimeParams, *, seed: int) -> Environment:
+def start_tensorflow(runtime: RuntimeParams, *, seed: int, tf32: bool = True) -> Environment:
     """Import TensorFlow with the threads and on the devices that ``runtime`` asks for.
 
     Returns what a reader needs in order to repeat the run on this kind of machine. oneDNN is turned
     on unless ``TF_ENABLE_ONEDNN_OPTS`` says otherwise: by itself TensorFlow decides by the
     processor, and with it a trunk is half as fast again and its bits don't depend on the threads.
+    ``tf32`` allows float32 products on 10 bits of mantissa (GPUs from Ampere on): several times
+    faster, and good enough for training.
 
     Raises
     ------
@@ -55,6 +57,7 @@ def start_tensorflow(runtime: RuntimeParams, *, seed: int) -> Environment:
         n_threads = tf.config.threading.get_intra_op_parallelism_threads()
     if runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
+    tf.config.experimental.enable_tensor_float_32_execution(tf32)
     keras.utils.set_random_seed(seed)
     return {
         "python": platform.python_version(),
@@ -66,6 +69,7 @@ def start_tensorflow(runtime: RuntimeParams, *, seed: int) -> Environment:
         "threads": n_threads,
         "onednn": _onednn(),
         "gpus": n_gpus,
+        "tf32": tf32,
         "deterministic": runtime.deterministic,
     }
 

@@ -6,18 +6,13 @@ there: other software, another processor, a swapped model with a matching manife
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from src.tracking.logged_models import VerificationError
-
 N_PATCHES = 8
 PATCHES_FILE = "evidence/golden_patches.npy"
 LOGITS_FILE = "evidence/golden_logits.npy"
-
-_PROBABILITY_LAYER = "probability"
 
 
 @dataclass(frozen=True)
@@ -37,30 +32,6 @@ def golden_rows(scores: NDArray[np.float64]) -> NDArray[np.int64]:
     return ranked[places.round().astype(np.int64)]
 
 
-def logits_of(model: Any, patches: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """What enters the layer ``probability`` of the final model, (n,).
-
-    Logits, because a probability near 0 or 1 hides a difference in the float32 it is stored in.
-
-    Raises
-    ------
-    VerificationError
-        The model has no such layer: it isn't one of this project's.
-    """
-    import keras
-
-    try:
-        logit = model.get_layer(_PROBABILITY_LAYER).input
-    except ValueError as error:
-        raise VerificationError(
-            f"model verification failed: no layer named {_PROBABILITY_LAYER!r}; register "
-            "models/final of this project's evaluate"
-        ) from error
-    outputs = keras.Model(model.input, logit)(patches, training=False)
-    logits: NDArray[np.float64] = np.asarray(outputs, dtype=np.float64)[:, 0]
-    return logits
-
-
 def write_golden(folder: Path, golden: Golden) -> dict[str, Path]:
     """Write both arrays below ``folder``; return path in the version → file."""
     files = {PATCHES_FILE: folder / "patches.npy", LOGITS_FILE: folder / "logits.npy"}
@@ -75,13 +46,3 @@ def read_golden(folder: Path) -> Golden | None:
         return None
     patches = np.load(folder / PATCHES_FILE, allow_pickle=False)
     return Golden(patches, np.load(folder / LOGITS_FILE, allow_pickle=False))
-
-
-def golden_error(model: Any, golden: Golden | None) -> float | None:
-    """Largest difference in logit between the model here and the batch; NaN where one is NaN.
-
-    None without a batch.
-    """
-    if golden is None:
-        return None
-    return float(np.abs(logits_of(model, golden.patches) - golden.logits).max())

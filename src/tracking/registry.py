@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-import numpy as np
-from numpy.typing import NDArray
-
 from src import paths
 from src.system.durable import MANIFEST, read_json, sha256_file, verify_folder, write_json
 from src.system.log import get_logger
@@ -109,13 +106,12 @@ def register_version(
     name: str,
     run_id: str,
     evidence: Mapping[str, Any],
-    golden_patches: NDArray[np.uint8] | None = None,
+    golden_batch: golden.Golden | None = None,
 ) -> int:
     """Register ``models/final`` as a version; return its number.
 
     ``evidence`` holds at least ``auroc`` and ``baseline_auroc``, both on holdout.
-    ``golden_patches`` (8, 96, 96, 3) are stored with the logits that the model in ``final_folder``
-    gives them; without them no golden batch is stored.
+    ``golden_batch`` is what the model in ``final_folder`` gives; without it none is stored.
 
     Where a version already is this very folder of this very run, with its files intact, the newest
     such version is returned instead of a copy of it.
@@ -134,10 +130,10 @@ def register_version(
     store = connect()
     with reporting(f"did not take a new version of {name}"):
         wanted = {"final_sha256": final_sha256, "run_id": run_id}
-        same = _same_version(store, name, wanted, with_golden=golden_patches is not None)
+        same = _same_version(store, name, wanted, with_golden=golden_batch is not None)
         if same is not None:
             return same
-        model = _upload(store, final_folder, run_id, evidence, golden_patches)
+        model = _upload(store, final_folder, run_id, evidence, golden_batch)
         tags = {
             "auroc": f"{evidence['auroc']:.4f}",
             "baseline_auroc": f"{evidence['baseline_auroc']:.4f}",
@@ -439,7 +435,7 @@ def _upload(
     final_folder: Path,
     run_id: str,
     evidence: Mapping[str, Any],
-    golden_patches: NDArray[np.uint8] | None,
+    golden_batch: golden.Golden | None,
 ) -> LoggedModel:
     with tempfile.TemporaryDirectory() as temporary:
         evidence_file = Path(temporary) / "evidence.json"
@@ -452,10 +448,8 @@ def _upload(
         }
         if (final_folder / "contract.json").is_file():
             extras[_CONTRACT] = final_folder / "contract.json"
-        if golden_patches is not None:
-            model = load_keras(final_folder / "model.keras")
-            batch = golden.Golden(golden_patches, golden.logits_of(model, golden_patches))
-            extras |= golden.write_golden(Path(temporary), batch)
+        if golden_batch is not None:
+            extras |= golden.write_golden(Path(temporary), golden_batch)
         return log_model(
             store,
             final_folder / "model.keras",

@@ -26,7 +26,8 @@ def test_folded_model_is_the_mean_over_the_views_and_survives_saving(model, tmp_
     """A view left out or doubled, patches and views mixed up, or what safe mode won't load."""
     import keras
 
-    from src.model.tta import averaged_over_views, predict_view_logits
+    from src.model.inference import predict_outputs
+    from src.model.tta import averaged_over_views, view_logits
 
     patches = random_patches(5)
     by_view = np.stack(
@@ -36,7 +37,31 @@ def test_folded_model_is_the_mean_over_the_views_and_survives_saving(model, tmp_
     averaged_over_views(model).save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     np.testing.assert_allclose(loaded(patches)[:, 0], by_view.mean(axis=0), rtol=1e-4, atol=1e-5)
-    scored = predict_view_logits(
-        model, patches, np.arange(5), batch_size=2, log=logging.getLogger("test")
+    scored = predict_outputs(
+        view_logits(model), patches, np.arange(5), batch_size=2, log=logging.getLogger("test")
     )
-    np.testing.assert_allclose(scored, by_view, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scored.T, by_view, rtol=1e-4, atol=1e-5)
+
+
+def test_views_take_no_more_memory_than_a_batch(model, monkeypatch):
+    """Catches 8 times the activations: a batch that fits would no longer with views."""
+    import tensorflow as tf
+
+    from src.model import inference
+    from src.model.tta import averaged_over_views
+
+    given, constant = [], tf.constant
+
+    def counted(part):
+        given.append(len(part))
+        return constant(part)
+
+    averaged = averaged_over_views(model)
+    forward, patches = inference.forward_pass(averaged), random_patches(9)
+    monkeypatch.setattr(tf, "constant", counted)
+    answers = forward(patches)
+    assert given == [2, 1, 1, 1, 1, 1, 1, 1]
+    np.testing.assert_allclose(answers, averaged(patches), rtol=1e-4, atol=1e-5)
+    given.clear()
+    inference.forward_pass(model)(patches)
+    assert given == [9]
