@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 # full_size is left out: it needs 30 GB of disk and 10 minutes
 BENCHMARKS := colour_floor ingest grouping bootstrap training
 
-.PHONY: help repro test check lint ui lock deps data fuzz bench clean venv
+.PHONY: help repro test check lint ui lock data fuzz bench clean venv
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -34,9 +34,6 @@ lock: venv  ## resolve pyproject.toml anew into requirements.lock (needs uv)
 	  --no-emit-index-url --no-header --upgrade pyproject.toml -o requirements.lock
 	uv pip compile --universal --python-version 3.11 --extra dev --extra kaggle --generate-hashes \
 	  --no-emit-index-url --no-header -c requirements.lock pyproject.toml -o requirements-kaggle.lock
-
-deps: venv  ## write each stage's import closure into dvc.yaml
-	python -m tests.pipeline.closure
 
 data: venv  ## download Kaggle's archive into data/source and track it (needs credentials)
 	python -m pip install -q --require-hashes -r requirements-kaggle.lock

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from src import paths
-from src.system.code import imports_of
+from tests.pipeline.closure import imports_of
 
 SRC = paths.ROOT / "src"
 MODULES = sorted(SRC.rglob("*.py"))

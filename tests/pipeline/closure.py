@@ -1,32 +1,48 @@
-"""``python -m tests.pipeline.closure`` (``make deps``): every stage's import closure into dvc.yaml.
+"""Which of our modules a module needs, directly and through others."""
 
-``test_dvc_yaml.py`` fails while ``dvc.yaml`` is out of date.
-"""
-
-from ruamel.yaml import YAML
+import ast
+from pathlib import Path
 
 from src import paths
-from src.system.code import import_closure
-
-DVC_YAML = paths.ROOT / "dvc.yaml"
 
 
-def main() -> None:
-    """Replace every stage's modules among its deps in dvc.yaml by its import closure."""
-    yaml = YAML()
-    yaml.width = 100
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    document = yaml.load(DVC_YAML)
-    for name, stage in document["stages"].items():
-        data = [dep for dep in stage.get("deps", []) if not is_module(str(dep))]
-        stage["deps"] = data + sorted(import_closure(f"src.{name}"))
-    yaml.dump(document, DVC_YAML)
+def import_closure(*modules: str, without: tuple[str, ...] = ()) -> set[str]:
+    """Files, relative to the root, that ``modules`` (``src.…``) need, wherever the import stands.
+
+    Packages count as their ``__init__.py``. Modules whose name begins as one of ``without`` are
+    left out, with what they alone need.
+    """
+    seen: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        file = _file_of(name)
+        if file is None or file in seen or name.startswith(without or ("\0",)):
+            continue
+        seen.add(file)
+        waiting += _parents(name) + imports_of(paths.ROOT / file)
+    return seen
 
 
-def is_module(dep: str) -> bool:
-    """Whether a dependency of a stage is one of our modules."""
-    return dep.startswith("src/") and dep.endswith(".py")
+def imports_of(file: Path) -> list[str]:
+    """Names below ``src`` that a file imports: modules, and what it takes from them."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name for name in names if name.split(".")[0] == "src"]
 
 
-if __name__ == "__main__":
-    main()
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def _file_of(name: str) -> str | None:
+    path = Path(*name.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if (paths.ROOT / candidate).is_file():
+            return candidate.as_posix()
+    return None
