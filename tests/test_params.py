@@ -29,6 +29,17 @@ def test_every_preset_is_valid(preset):
     load_params(preset)
 
 
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
+def test_trials_of_a_preset_are_long_enough(preset):
+    """Catches a search that takes what learns fast for what learns best: on the sample, trials of a
+    quarter of the epochs, pruned halfway, chose a setting that was worse in full."""
+    params = load_params(preset)
+    in_full = params.finetune.epochs
+    epochs = params.tune.epochs or in_full
+    assert epochs >= in_full / 2
+    assert params.tune.pruner.warmup_epochs + 1 >= epochs / 2
+
+
 def test_shipped_params_are_the_sample_preset():
     """Catches the two drifting apart; comments may differ, values not."""
     yaml = YAML(typ="safe", pure=True)
