@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,7 +63,7 @@ def check_python() -> None:
 
 def build() -> None:
     print(f"building .venv from {LOCK.name}", flush=True)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
+    venv.create(VENV, clear=True, symlinks=True, with_pip=True)
     if not install_with_uv():
         print("uv could not install it: trying pip, which takes a few minutes", flush=True)
         if not pip_install(LOCK):
@@ -113,4 +114,7 @@ def pip_settings_for_uv() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
