@@ -13,7 +13,7 @@ BASE = (paths.ROOT / "presets" / "sample.yaml").read_text()
 
 AUGMENT = "augment: {{stain: {}, brightness: {}, contrast: {}}}"
 # train has the same schedule; what follows tells finetune's from it
-AFTER = "\n  early_stopping: {monitor: val_auroc, patience: 6"
+AFTER = "\n  early_stopping: {monitor: val_auroc, patience: 4"
 COSINE = "{name: cosine, warmup_epochs: 1, final_fraction: 0.01}" + AFTER
 PLATEAU = "{name: plateau, factor: 1.0, patience: 1, min_rate: 0.000001}" + AFTER
 ZIGZAG = "{name: zigzag}" + AFTER
@@ -94,7 +94,7 @@ def test_shipped_params_are_the_sample_preset():
         (COSINE, ONE_CYCLE.format(1.0, 25, 100), "schedule.warmup_fraction must be < 1"),
         (COSINE, ONE_CYCLE.format(0.3, 0.5, 100), "finetune.schedule.start_divisor must be ≥ 1"),
         (COSINE, ONE_CYCLE.format(0.3, 25, 0), "finetune.schedule.final_divisor must be ≥ 1"),
-        ("val_fraction: 0.15", "val_fraction: 0.85", "val_fraction + holdout_fraction must be < 1"),
+        ("val_fraction: 0.2", "val_fraction: 0.75", "val_fraction + holdout_fraction must be < 1"),
         ("group_by: auto", "group_by: wsi", "must be 'auto', 'slide', 'stain' or 'patch'"),
         ("n_folds: null", "n_folds: 2", "split.n_folds must be ≥ 3 (got 2)"),
         ("  fold: 0", "  fold: 1", "fold must be < n_folds, or 0 without folds (got 1 of None)"),
