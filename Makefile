@@ -7,8 +7,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-header --quiet
-# full_size is left out: it needs 30 GB of disk and 10 minutes
-BENCHMARKS := colour_floor ingest grouping bootstrap training
+# those of a few minutes; benchmarks/README.md lists all
+BENCHMARKS := colour_floor grouping training
 
 .PHONY: help repro test check lint ui lock data fuzz bench clean venv
 
