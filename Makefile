@@ -15,10 +15,10 @@ BENCHMARKS := colour_floor grouping training
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-repro: venv  ## run the pipeline: archive to submission.csv (what is up to date is not run again)
+repro: venv  ## run the pipeline, archive to submission.csv (up-to-date stages are skipped)
 	dvc repro
 
-test: venv  ## run the tests, on two cores; one file: .venv/bin/pytest tests/test_split.py
+test: venv  ## run the tests on two cores (one file: .venv/bin/pytest tests/test_split.py)
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: lint test  ## format check, linter, types and tests: what CI runs
@@ -45,7 +45,7 @@ fuzz: venv  ## mutate archives for a minute: each must end in a result or one of
 bench: venv  ## print the benchmark tables
 	@for bench in $(BENCHMARKS); do echo "== $$bench"; python -m benchmarks.$$bench || exit 1; done
 
-clean:  ## delete what can be made again: .venv, caches, outputs (not your data, mlflow.db, mlruns/)
+clean:  ## delete what can be rebuilt: .venv, caches, outputs (not your data, mlflow.db, mlruns/)
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache models reports submission
 	rm -rf data/ingest data/split data/source/sample.zip
 
