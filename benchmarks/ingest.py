@@ -30,7 +30,7 @@ _UNIQUE_BYTES = 16  # pixel bytes that make each patch one of its own
 INGEST = """
 import sys
 from pathlib import Path
-from src.ingest import ingest_archive
+from src.data.patches import ingest_archive
 from src.params import IngestParams
 from src.system.log import get_logger
 

@@ -10,6 +10,7 @@ from), ``submit`` (to Kaggle). What several of them share stands beside them: ``
 
 ==============  ==============================================================================
 ``data``        what a patch is: archives, TIFF decoding, checks, grouping, splitting, store
+``exploration`` what the data looks like: statistics and pictures
 ``drawing``     the generated archive: patches whose label shows in shapes and not in colours
 ``model``       the classifier: ResNet50, preprocessing inside; frozen trunk computed once,
                 training loop, exact resume, schedules, devices
@@ -21,9 +22,9 @@ from), ``submit`` (to Kaggle). What several of them share stands beside them: ``
 
 Import rule
 -----------
-Stages may import every room; ``data``, ``drawing``, ``model``, ``evaluation`` and ``tracking``
-may import ``system``, ``src.params`` and ``src.paths``; ``model`` and ``drawing`` may import
-``data``; ``tuning`` may import every room and no room imports it; nothing imports a stage.
+Stages may import every room; ``data``, ``drawing``, ``exploration``, ``model``, ``evaluation`` and
+``tracking`` may import ``system``, ``src.params``, ``src.paths`` and ``src.patch``; ``model``,
+``drawing`` and ``exploration`` may import ``data``; ``tuning`` may import every room and no room imports it; nothing imports a stage.
 TensorFlow and MLflow are imported only where used, never while ``--help`` is printed.
 ``tests/test_rooms.py`` holds this.
 

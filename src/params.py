@@ -61,24 +61,17 @@ def _below_extra(path: str) -> str:
     return path
 
 
-Extra = Annotated[str, AfterValidator(_below_extra)]
-
-
 class IngestParams(_Section):
     """Where the patches come from, and how many may be unreadable."""
 
     archive: str = Field(
         min_length=1, description="zip or folder in Kaggle's layout, or folder of PCam's h5 files"
     )
-    extra: tuple[Extra, ...] = Field(
-        default=(), strict=False, description="further archives whose labelled patches join train"
-    )
     no_submission: StrictBool = Field(
         default=False,
-        description="leave the test images out; allows PCam beside Kaggle's archive, whose test "
-        "images PCam labels",
+        description="leave the test images and sample_submission.csv out",
     )
-    slides: Extra | None = Field(
+    slides: Annotated[str, AfterValidator(_below_extra)] | None = Field(
         default=None, description="csv id,slide or id,wsi; null: the archive's own"
     )
     h5_sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
@@ -86,12 +79,6 @@ class IngestParams(_Section):
         description="file name → SHA-256 of h5 files that aren't PCam's published ones",
     )
     max_bad: int = Field(ge=0, description="unreadable images to quarantine before giving up")
-
-    @model_validator(mode="after")
-    def _archive_is_not_extra(self) -> "IngestParams":
-        if len({self.archive, *self.extra}) != 1 + len(self.extra):
-            raise ValueError("archive and extra must name different archives, each once")
-        return self
 
 
 class ExploreParams(_Section):

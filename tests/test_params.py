@@ -89,7 +89,6 @@ def test_shipped_params_are_the_sample_preset():
         ("  fold: 0", "  fold: 1", "fold must be < n_folds, or 0 without folds (got 1 of None)"),
         ("slides: null", "slides: /etc/x.csv", "ingest.slides must lie below data/extra"),
         ("slides: null", "slides: data/extra/../../x", "must lie below data/extra"),
-        ("extra: []", "extra: [data/extra/a, data/extra/a]", "must name different archives"),
         ("h5_sha256: {}", "h5_sha256: {a.h5: zz}", "must match ^[0-9a-f]{64}$ (got 'zz')"),
         ("depth: 3", "depth: !!python/object/apply:os.getcwd []", "unsafe YAML"),
         ("depth: 3", "depth: 3\n  depth: 4", "duplicate key"),
