@@ -9,11 +9,13 @@ Commands outside the pipeline: ``fetch`` (downloads Kaggle's archive), ``tune`` 
 depth and learning rates), ``promote`` (decides which version is champion), ``serve`` (answers over
 HTTP), ``submit`` (to Kaggle), ``trace`` (where a submission comes from).
 
-Shared by everything: ``params`` (``params.yaml``, typed), ``paths`` (every path, once).
+Shared by everything: ``params`` (``params.yaml``, typed), ``paths`` (every path, once), ``patch``
+(every fact about a patch, once).
 Shared by several stages: ``deciding explanation prediction scoring serving training``.
 
 ==============  ==============================================================================
 ``data``        what a patch is: archives, TIFF decoding, checks, groups, splits, packed pixels
+``exploration`` what the data looks like: statistics and pictures
 ``drawing``     the generated archive: patches whose label shows in shapes, not in colours
 ``model``       the classifier: ResNet50 with its preprocessing, frozen activations, training loop,
                 exact resume, inference, Grad-CAM
@@ -27,10 +29,11 @@ Shared by several stages: ``deciding explanation prediction scoring serving trai
 Import rule
 -----------
 Stages and commands may import every room; nothing imports a stage or a command. ``data``,
-``drawing``, ``evaluation`` and ``tracking`` may import ``system``; ``drawing`` and ``model`` may
-import ``data`` too; ``tuning`` may import every room, and no room imports it. Everything may import
-``src.params`` and ``src.paths``. ``python -m src.<anything> --help`` loads neither TensorFlow nor
-MLflow. ``tests/test_rooms.py`` checks all of this, and that this map names what is there.
+``drawing``, ``exploration``, ``evaluation`` and ``tracking`` may import ``system``; ``drawing``,
+``exploration`` and ``model`` may import ``data`` too; ``tuning`` may import every room, and no room
+imports it. Everything may import ``src.params``, ``src.paths`` and ``src.patch``.
+``python -m src.<anything> --help`` loads neither TensorFlow nor MLflow. ``tests/test_rooms.py``
+checks all of this, and that this map names what is there.
 
 Glossary
 --------

@@ -6,7 +6,7 @@ logit is, and what is served stays logit → scale and shift → sigmoid.
 
 from typing import TYPE_CHECKING, Any
 
-from src.data.views import N_VIEWS, view_steps
+from src.data.batches import N_VIEWS, view_steps
 from src.model.inference import VIEWS_LAYER
 
 if TYPE_CHECKING:

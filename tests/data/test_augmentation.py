@@ -6,11 +6,11 @@ import pytest
 from src.data.augmentation import (
     AUGMENTATIONS,
     DAB,
-    augmentation_layer,
+    RandomPerPatch,
     build_augmentation,
     stain_vectors,
 )
-from src.data.optical_density import EOSIN, HAEMATOXYLIN, optical_density
+from src.data.measurements import EOSIN, HAEMATOXYLIN, optical_density
 from src.params import AugmentParams
 
 pytestmark = pytest.mark.tensorflow
@@ -26,7 +26,7 @@ def _patches(*, n: int = N, side: int = 8) -> np.ndarray:
 
 
 def _layer(name: str, *, seed: int = 1):
-    return augmentation_layer(name, STRENGTH, seed=seed)
+    return RandomPerPatch(AUGMENTATIONS[name](STRENGTH), seed=seed, name=name)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])

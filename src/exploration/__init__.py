@@ -1,0 +1,1 @@
+"""What the data looks like: statistics and pictures, before anything is trained."""
