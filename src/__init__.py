@@ -24,7 +24,8 @@ Import rule
 -----------
 Stages may import every room; ``data``, ``drawing``, ``exploration``, ``model``, ``evaluation`` and
 ``tracking`` may import ``system``, ``src.params``, ``src.paths`` and ``src.patch``; ``model``,
-``drawing`` and ``exploration`` may import ``data``; ``tuning`` may import every room and no room imports it; nothing imports a stage.
+``drawing`` and ``exploration`` may import ``data``; ``tuning`` may import every room and no room
+imports it; nothing imports a stage.
 TensorFlow and MLflow are imported only where used, never while ``--help`` is printed.
 ``tests/test_rooms.py`` holds this.
 

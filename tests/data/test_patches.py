@@ -53,7 +53,7 @@ def test_sound_tables_pass() -> None:
         (set_to("row", 0), "row must count 0, 1, 2 … within each subset"),
         (set_to("row", -2), "column row must be ≥ -1 (got '-2')"),
         (set_to("row", -1), "sha256 must be there for every packed patch"),
-        (set_to("label", 2), "column label must be 0 to 1 (got '2')"),
+        (set_to("label", 2), "column label must be 0 or 1 (got '2')"),
         (set_to("label", None), "label must be there in train, and only there"),
         (set_to("sha256", "00"), "column sha256 must be 64 hex digits (got '00')"),
         (set_to("flags", None), "column flags must not be null"),
