@@ -13,18 +13,18 @@ Shared by everything: ``params`` (``params.yaml``, typed), ``paths`` (every path
 (every fact about a patch, once).
 Shared by several stages: ``deciding explanation prediction scoring serving training``.
 
-==============  ==============================================================================
-``data``        what a patch is: sources and archives, decoding, checks, packed pixels, groups, splits
-``exploration`` what the data looks like: statistics and pictures, before anything is trained
-``drawing``     the generated archive: patches whose label shows in shapes, not in colours
-``model``       the classifier: ResNet50 with its preprocessing, frozen activations, training loop,
-                exact resume, inference, Grad-CAM
-``evaluation``  what a score means: metrics, intervals, calibration, operating point, report
-``tracking``    what happened: MLflow runs, registered versions, promotions, lineage. The only room
-                that imports MLflow
-``tuning``      the search: space, study, trials, worker processes
-``system``      durable writes, locks, determinism, command line, log, progress, errors
-==============  ==============================================================================
+===============  ==============================================================================
+``data``         what a patch is: archives, decoding, checks, packed pixels, groups, splits, batches
+``exploration``  what the data looks like: statistics and pictures, before any training
+``drawing``      the generated archive: patches whose label shows in shapes, not in colours
+``model``        the classifier: ResNet50 with its preprocessing, frozen activations, training loop,
+                 exact resume, inference, Grad-CAM
+``evaluation``   what a score means: metrics, intervals, calibration, operating point, report
+``tracking``     what happened: MLflow runs, registered versions, promotions, lineage. The only room
+                 that imports MLflow
+``tuning``       the search: space, study, trials, worker processes
+``system``       durable writes, locks, determinism, command line, log, progress, errors
+===============  ==============================================================================
 
 Import rule
 -----------

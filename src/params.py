@@ -77,7 +77,8 @@ class IngestParams(_Section):
     # a zip or a folder in Kaggle's layout, or a folder of PatchCamelyon's h5 files
     archive: str = Field(min_length=1)
     no_submission: bool = False  # leave the test images and sample_submission.csv out
-    slides: Annotated[str, AfterValidator(_below_extra)] | None = None  # csv id,slide or id,wsi; null: the archive's own
+    # csv id,slide or id,wsi; null: the archive's own
+    slides: Annotated[str, AfterValidator(_below_extra)] | None = None
     # file name → SHA-256 of h5 files other than those PatchCamelyon publishes
     h5_sha256: dict[str, Sha256] = Field(default_factory=dict)
     max_bad: int = Field(ge=0)  # unreadable images to quarantine before the stage fails
