@@ -148,13 +148,6 @@ def test_torn_files_are_refused(store: Path) -> None:
         read_patches(store)
 
 
-def test_files_without_manifest_are_refused(store: Path) -> None:
-    """Catches a store that was put there by hand, or half copied."""
-    (store / "manifest.json").unlink()
-    with pytest.raises(IntegrityError, match="manifest missing"):
-        open_pixels("train", store)
-
-
 def test_table_of_an_older_version_is_refused(tmp_path: Path) -> None:
     frame = patches_frame([0, 1]).drop(columns="phash")
     store = write_store(tmp_path, frame)
