@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from src import patch
 from src.data.archives import (
@@ -32,6 +33,8 @@ _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 _LABELS_HEADER = ("id", "label")
 _SLIDES_HEADERS = (("id", "slide"), ("id", "wsi"))
 _MAX_SHOWN = 60
+
+T = TypeVar("T")
 
 
 class TableError(ProjectError):
@@ -204,13 +207,15 @@ def parse_labels(data: bytes, file: str = LABELS_FILE) -> dict[str, int]:
         label that is missing or not 0 or 1.
     """
     labels: dict[str, int] = {}
-    for row, (patch_id, text) in _rows(data, file, "labels file", (_LABELS_HEADER,)):
-        check_id(patch_id, f"{file} row {row}")
-        label = _parse_label(text, patch_id=patch_id, where=f"row {row} of {file}")
-        if patch_id in labels:
-            problem = "duplicate id" if labels[patch_id] == label else "conflicting labels for id"
-            raise TableError(f"{problem} {patch_id} in {file} row {row}; keep one row")
-        labels[patch_id] = label
+    for row, patch_id, text in _rows(data, file, "labels file", (_LABELS_HEADER,)):
+        where = f"row {row} of {file}"
+        if not text.strip():
+            raise TableError(f"label missing for id {patch_id} in {where}; fill in 0 or 1")
+        if text not in ("0", "1"):
+            kind = "" if _WHOLE_NUMBER.fullmatch(text) else "integer "
+            got = _shown(text)
+            raise TableError(f"label must be {kind}0 or 1: {where} (got {got}); correct it")
+        _add(labels, patch_id, int(text), "labels", f"{file} row {row}")
     return labels
 
 
@@ -227,45 +232,42 @@ def check_both_classes(labels: Collection[int]) -> None:
 def parse_submission_ids(data: bytes, file: str = SUBMISSION_FILE) -> list[str]:
     """Patch ids in the order of ``sample_submission.csv``; its label column is a placeholder.
 
-    Raises
-    ------
-    TableError
-        Not UTF-8, other columns than id,label, no rows, an id that is invalid or there twice.
+    Errors as of :func:`parse_labels`, except those of labels.
     """
     ids: dict[str, None] = {}
-    for row, (patch_id, _) in _rows(data, file, "submission file", (_LABELS_HEADER,)):
-        check_id(patch_id, f"{file} row {row}")
-        if patch_id in ids:
-            raise TableError(f"duplicate id {patch_id} in {file} row {row}; remove one")
-        ids[patch_id] = None
+    for row, patch_id, _ in _rows(data, file, "submission file", (_LABELS_HEADER,)):
+        _add(ids, patch_id, None, "rows", f"{file} row {row}")
     return list(ids)
 
 
 def parse_slides(data: bytes, file: str = SLIDES_FILE) -> dict[str, str]:
-    """Patch id → slide from the bytes of a table of slides; blank slides are left out.
+    """Patch id → slide from the bytes of a table id,slide or id,wsi; blank slides are left out.
 
-    Raises
-    ------
-    TableError
-        Not UTF-8, other columns than id,slide or id,wsi, no rows, an id that is invalid or there
-        twice.
+    Errors as of :func:`parse_labels`, except those of labels.
     """
     slides: dict[str, str] = {}
-    for row, (patch_id, text) in _rows(data, file, "slides file", _SLIDES_HEADERS):
-        check_id(patch_id, f"{file} row {row}")
-        slide = text.strip()
-        if patch_id in slides:
-            problem = "duplicate id" if slides[patch_id] == slide else "conflicting slides for id"
-            raise TableError(f"{problem} {patch_id} in {file} row {row}; keep one row")
-        slides[patch_id] = slide
+    for row, patch_id, text in _rows(data, file, "slides file", _SLIDES_HEADERS):
+        _add(slides, patch_id, text.strip(), "slides", f"{file} row {row}")
     return {patch_id: slide for patch_id, slide in slides.items() if slide}
+
+
+def _add(found: dict[str, T], patch_id: str, value: T, values: str, where: str) -> None:
+    if patch_id in found:
+        problem = "duplicate" if found[patch_id] == value else f"conflicting {values} for"
+        raise TableError(f"{problem} id {patch_id} in {where}; keep one row")
+    found[patch_id] = value
 
 
 def _rows(
     data: bytes, file: str, title: str, headers: tuple[tuple[str, str], ...]
-) -> Iterator[tuple[int, tuple[str, str]]]:
-    """Row number and the two fields of every row that isn't blank, after checking the header."""
-    text = _decode(data, file)
+) -> Iterator[tuple[int, str, str]]:
+    """Row number, id and second field of every row that isn't blank; the header is checked."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TableError(f"not UTF-8: {file}; save it as UTF-8") from error
+    if "\0" in text:  # UTF-16 of plain letters, without a byte-order mark
+        raise TableError(f"not UTF-8: {file} holds NUL bytes; save it as UTF-8")
     if not text.strip():
         raise TableError(f"{title} is empty: {file}; fetch the archive again")
     n_rows = 0
@@ -282,7 +284,8 @@ def _rows(
                     f"got {len(fields)}; correct the row"
                 )
             n_rows += 1
-            yield reader.line_num, (fields[0], fields[1])
+            check_id(fields[0], f"{file} row {reader.line_num}")
+            yield reader.line_num, fields[0], fields[1]
     except csv.Error as error:
         raise TableError(
             f"not valid CSV: {file} row {reader.line_num} ({error}); correct the row, or export "
@@ -290,16 +293,6 @@ def _rows(
         ) from error
     if not n_rows:
         raise TableError(f"{title} has no rows: {file}; fetch the archive again")
-
-
-def _decode(data: bytes, file: str) -> str:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TableError(f"not UTF-8: {file}; save it as UTF-8") from error
-    if "\0" in text:  # UTF-16 of plain letters, without a byte-order mark
-        raise TableError(f"not UTF-8: {file} holds NUL bytes; save it as UTF-8")
-    return text
 
 
 def _check_header(header: list[str], file: str, headers: tuple[tuple[str, str], ...]) -> None:
@@ -310,15 +303,6 @@ def _check_header(header: list[str], file: str, headers: tuple[tuple[str, str], 
     expected = " or ".join(",".join(columns) for columns in headers)
     got = _shown(",".join(header), quoted=False)
     raise TableError(f"expected columns {expected}; got {got} in {file}; correct the header")
-
-
-def _parse_label(text: str, *, patch_id: str, where: str) -> int:
-    if text in ("0", "1"):
-        return int(text)
-    if not text.strip():
-        raise TableError(f"label missing for id {patch_id} in {where}; fill in 0 or 1")
-    kind = "" if _WHOLE_NUMBER.fullmatch(text) else "integer "
-    raise TableError(f"label must be {kind}0 or 1: {where} (got {_shown(text)}); correct it")
 
 
 def _shown(text: str, *, quoted: bool = True) -> str:

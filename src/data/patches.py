@@ -24,21 +24,16 @@ against their schema on write and on read, files against their manifest on read.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from logging import INFO, WARNING, Logger
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pandera.pandas as pa
 from numpy.typing import NDArray
-from pandera.errors import SchemaError as PanderaError
-from pandera.errors import SchemaErrorReason as Reason
-from pandera.errors import SchemaErrors as PanderaErrors
 from pyarrow import ArrowException
 
 from src import patch, paths
@@ -62,7 +57,6 @@ DUPLICATE_OF = "duplicate_of:"
 QUARANTINED = "quarantined"
 
 _MAX_IDS_LISTED = 1_000
-_MAX_DENSITY = 2.5  # of black: log10(256)
 _AGAIN = "run: dvc repro --force ingest"
 
 
@@ -327,6 +321,45 @@ def content_digest(rows: pd.DataFrame) -> str:
     return digest.hexdigest()
 
 
+class _Column(NamedTuple):
+    """What one column may hold: ``holds`` of its non-null values (k,) is (k,) bool."""
+
+    dtype: str
+    rule: str = ""
+    holds: Callable[[pd.Series], pd.Series] | None = None
+    nullable: bool = False
+
+
+def _matching(pattern: str) -> Callable[[pd.Series], pd.Series]:
+    return lambda values: values.str.fullmatch(pattern)
+
+
+_ID = _Column("str", "must be 40 lower-case hex digits", _matching(patch.ID))
+_MAX_DENSITY = 2.5  # of black: log10(256)
+_MEAN = _Column("float32", "must be 0 to 2.5", lambda v: v.between(0, _MAX_DENSITY), nullable=True)
+_COVARIANCE = _Column(
+    "float32", "must be -6.25 to 6.25", lambda v: v.abs() <= _MAX_DENSITY**2, nullable=True
+)
+_PATCHES = {
+    "id": _ID,
+    "subset": _Column("str", "must be one of train, test", lambda v: v.isin(SUBSETS)),
+    "row": _Column("int64", "must be ≥ -1", lambda v: v >= -1),
+    "label": _Column("Int8", "must be 0 or 1", lambda v: v.isin((0, 1)), nullable=True),
+    "slide": _Column("str", nullable=True),
+    "sha256": _Column("str", "must be 64 hex digits", _matching(r"[0-9a-f]{64}"), nullable=True),
+    "flags": _Column("str"),
+    "submission_order": _Column("Int64", "must be ≥ 0", lambda v: v >= 0, nullable=True),
+    "phash": _Column("UInt64", nullable=True),
+    **dict.fromkeys(MEAN_COLUMNS, _MEAN),
+    **dict.fromkeys(COVARIANCE_COLUMNS, _COVARIANCE),
+}
+_SPLIT = {
+    "id": _ID,
+    "split": _Column("str", "must be one of train, val, holdout", lambda v: v.isin(patch.SPLITS)),
+    "group": _Column("str"),
+}
+
+
 def check_patches(frame: pd.DataFrame, name: str, remedy: str) -> pd.DataFrame:
     """The table of patches, if it is one; ``name`` and ``remedy`` are for the error.
 
@@ -335,120 +368,52 @@ def check_patches(frame: pd.DataFrame, name: str, remedy: str) -> pd.DataFrame:
     SchemaError
         Column, rule and what came, in one line.
     """
-    return _check(_patches_schema(), frame, name, remedy)
+    _check_columns(frame, _PATCHES, name, remedy)
+    in_train, packed = frame["subset"] == "train", frame["row"] >= 0
+    rows = frame[packed].groupby("subset")["row"]
+    rules = {
+        "label must be there in train, and only there": frame["label"].notna() == in_train,
+        "submission_order must be there in test, and only there": (
+            frame["submission_order"].notna() == ~in_train
+        ),
+        "sha256 must be there for every packed patch, and only there": (
+            frame["sha256"].notna() == packed
+        ),
+        "row must count 0, 1, 2 … within each subset": (
+            (rows.nunique() == rows.size()) & (rows.max() == rows.size() - 1)
+        ),
+    }
+    for rule, holds in rules.items():
+        if not holds.all():
+            raise SchemaError(f"{name}: {rule}; {remedy}")
+    return frame
 
 
 def check_split(frame: pd.DataFrame, name: str, remedy: str) -> pd.DataFrame:
     """The table of splits, if it is one; errors as of :func:`check_patches`."""
-    return _check(_split_schema(), frame, name, remedy)
+    _check_columns(frame, _SPLIT, name, remedy)
+    if frame[["group", "split"]].drop_duplicates()["group"].duplicated().any():
+        raise SchemaError(f"{name}: group must lie in one split as a whole; {remedy}")
+    return frame
 
 
-def _check(schema: pa.DataFrameSchema, frame: pd.DataFrame, name: str, remedy: str) -> pd.DataFrame:
-    try:
-        return schema.validate(frame)
-    except PanderaErrors as error:  # raised for unknown columns, whatever was asked for
-        raise SchemaError(f"{name}: {_problem(error.schema_errors[0])}; {remedy}") from error
-    except PanderaError as error:
-        raise SchemaError(f"{name}: {_problem(error)}; {remedy}") from error
-
-
-def _problem(error: PanderaError) -> str:
-    """One line of Pandera's many: the column, the rule, the first value that breaks it."""
-    column = getattr(error.schema, "name", None)
-    cases = error.failure_cases
-    rows = getattr(cases, "failure_case", None)  # of whole-table checks there are none
-    case = str(cases)[:80] if rows is None else str(rows.iloc[0])[:80]
-    reason = error.reason_code
-    if reason in (Reason.COLUMN_NOT_IN_DATAFRAME, Reason.COLUMN_NOT_IN_SCHEMA):
-        kind = "missing" if reason is Reason.COLUMN_NOT_IN_DATAFRAME else "unknown"
-        return f"{kind} column {case}"
-    if column is None:
-        return str(error.check.error)
-    rules = {
-        Reason.SERIES_CONTAINS_DUPLICATES: "must not repeat",
-        Reason.SERIES_CONTAINS_NULLS: "must not be null",
-        Reason.WRONG_DATATYPE: f"must be of type {getattr(error.schema, 'dtype', '')}",
-    }
-    rule = rules.get(reason) or error.check.error
-    return f"column {column} {rule} (got {case!r})"
-
-
-@functools.cache
-def _patches_schema() -> pa.DataFrameSchema:
-    mean = _in_range(0, _MAX_DENSITY)
-    covariance = _in_range(-(_MAX_DENSITY**2), _MAX_DENSITY**2)
-    sha256 = pa.Check.str_matches(r"^[0-9a-f]{64}$", error="must be 64 hex digits")
-    return pa.DataFrameSchema(
-        {
-            "id": _id_column(),
-            "subset": pa.Column("str", _one_of(SUBSETS)),
-            "row": pa.Column("int64", _in_range(-1, None)),
-            "label": pa.Column("Int8", _in_range(0, 1), nullable=True),
-            "slide": pa.Column("str", nullable=True),
-            "sha256": pa.Column("str", sha256, nullable=True),
-            "flags": pa.Column("str"),
-            "submission_order": pa.Column("Int64", _in_range(0, None), nullable=True),
-            "phash": pa.Column("UInt64", nullable=True),
-            **{name: pa.Column("float32", mean, nullable=True) for name in MEAN_COLUMNS},
-            **{
-                name: pa.Column("float32", covariance, nullable=True) for name in COVARIANCE_COLUMNS
-            },
-        },
-        checks=[
-            pa.Check(
-                lambda f: bool((f["label"].notna() == (f["subset"] == "train")).all()),
-                error="label must be there in train, and only there",
-            ),
-            pa.Check(
-                lambda f: bool((f["submission_order"].notna() == (f["subset"] == "test")).all()),
-                error="submission_order must be there in test, and only there",
-            ),
-            pa.Check(
-                lambda f: bool((f["sha256"].notna() == (f["row"] >= 0)).all()),
-                error="sha256 must be there for every packed patch, and only there",
-            ),
-            pa.Check(_rows_are_packed, error="row must count 0, 1, 2 … within each subset"),
-        ],
-        strict=True,
-    )
-
-
-@functools.cache
-def _split_schema() -> pa.DataFrameSchema:
-    return pa.DataFrameSchema(
-        {
-            "id": _id_column(),
-            "split": pa.Column("str", _one_of(patch.SPLITS)),
-            "group": pa.Column("str"),
-        },
-        checks=[
-            pa.Check(
-                lambda f: not f[["group", "split"]].drop_duplicates()["group"].duplicated().any(),
-                error="group must lie in one split as a whole",
-            )
-        ],
-        strict=True,
-    )
-
-
-def _rows_are_packed(frame: pd.DataFrame) -> bool:
-    packed = frame.loc[frame["row"] >= 0, ["subset", "row"]]
-    return all(
-        rows.is_unique and int(rows.max()) == len(rows) - 1
-        for _, rows in packed.groupby("subset")["row"]
-    )
-
-
-def _id_column() -> pa.Column:
-    is_id = pa.Check.str_matches(f"^{patch.ID}$", error="must be 40 lower-case hex digits")
-    return pa.Column("str", is_id, unique=True)
-
-
-def _one_of(values: tuple[str, ...]) -> pa.Check:
-    return pa.Check.isin(values, error=f"must be one of {', '.join(values)}")
-
-
-def _in_range(low: float, high: float | None) -> pa.Check:
-    if high is None:
-        return pa.Check.ge(low, error=f"must be ≥ {low:g}")
-    return pa.Check.in_range(low, high, error=f"must be {low:g} to {high:g}")
+def _check_columns(
+    frame: pd.DataFrame, columns: Mapping[str, _Column], name: str, remedy: str
+) -> None:
+    for odd in columns.keys() ^ set(frame.columns):
+        kind = "missing" if odd in columns else "unknown"
+        raise SchemaError(f"{name}: {kind} column {odd}; {remedy}")
+    for title, column in columns.items():
+        values = frame[title]
+        known = values.dropna()
+        if str(values.dtype) != column.dtype:
+            problem = f"must be of type {column.dtype} (got {values.dtype})"
+        elif len(known) < len(values) and not column.nullable:
+            problem = "must not be null"
+        elif column.holds and not (holds := column.holds(known)).all():
+            problem = f"{column.rule} (got {str(known[~holds].iloc[0])!r})"
+        elif title == "id" and values.duplicated().any():
+            problem = f"must not repeat (got {values[values.duplicated()].iloc[0]!r})"
+        else:
+            continue
+        raise SchemaError(f"{name}: column {title} {problem}; {remedy}")

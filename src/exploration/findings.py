@@ -149,7 +149,7 @@ def survey_packed(packed: Packed, log: Logger) -> Findings:
     )
     everything = pd.concat([packed.train, packed.test], ignore_index=True)
     near = near_duplicate_sets(everything)
-    few_bits_apart = everything[near.notna()].sort_values("id").drop_duplicates("sha256")
+    unlike = everything[near.notna()].sort_values("id").drop_duplicates("sha256")
     return Findings(
         survey=survey,
         stains=stains,
@@ -158,7 +158,7 @@ def survey_packed(packed: Packed, log: Logger) -> Findings:
         train_channels=statistics.channel_moments(survey.histogram.sum(axis=0)),
         test_channels=statistics.channel_moments(test) if test.any() else None,
         duplicates=_sets(everything, everything["sha256"]),
-        near_duplicates=_sets(few_bits_apart, near.loc[few_bits_apart.index]),
+        near_duplicates=_sets(unlike, near.loc[unlike.index]),
         comparison=compare_splits(
             features.iloc[tissue],
             packed.splits.iloc[tissue],
@@ -170,8 +170,8 @@ def survey_packed(packed: Packed, log: Logger) -> Findings:
 
 def _sets(patches: pd.DataFrame, key: pd.Series) -> list[pd.DataFrame]:
     """Sets of two or more rows with an equal ``key``, each and all in order of id."""
-    sets = [rows.sort_values("id") for _, rows in patches.groupby(key) if len(rows) > 1]
-    return sorted(sets, key=lambda rows: str(rows["id"].iloc[0]))
+    repeated = patches[key.duplicated(keep=False) & key.notna()].sort_values("id")
+    return [rows for _, rows in repeated.groupby(key.loc[repeated.index], sort=False)]
 
 
 def compare_splits(

@@ -6,11 +6,9 @@ A new picture is one function and one line of :func:`draw_pictures`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -197,51 +195,30 @@ def stain(packed: Packed, findings: Findings, *, seed: int) -> Figure:
         subtitle += f"\na {unit} stands in for a slide"
     figure = titled_figure(title, subtitle, size=(11.5, 5.4) if known.any() else (7.5, 5.8))
     panels = figure.subplots(1, 2 if known.any() else 1, squeeze=False, sharey=True)[0]
-    dots: dict[str, Any] = {"s": 7, "alpha": 0.45, "linewidths": 0}
+    # in the order of ids, so that neither class hides the other
+    colours = np.array(patch.CLASS_COLOURS)[of_class[shown]]
+    panels[0].scatter(*stains[shown].T, c=colours, s=7, alpha=0.45, linewidths=0)
     for label, colour in enumerate(patch.CLASS_COLOURS):
-        drawn = stains[shown][of_class[shown] == label]
-        panels[0].scatter(drawn[:, 0], drawn[:, 1], c=colour, label=patch.CLASSES[label], **dots)
+        panels[0].scatter([], [], c=colour, s=30, label=patch.CLASSES[label])
     panels[0].set_title("by class", fontsize=11)
     panels[0].set_ylabel("eosin, mean optical density")
     if known.any():
-        _scatter_by_unit(panels[1], stains, units, shown, unit, dots)
+        means = pd.DataFrame(stains).groupby(units.to_numpy(dtype=object)).mean()
+        panels[1].scatter(*stains[shown].T, color="#BBBBBB", s=7, linewidths=0, label="patches")
+        panels[1].scatter(
+            means[0],
+            means[1],
+            color=patch.GREEN,
+            s=60,
+            edgecolors="black",
+            label=f"mean of a {unit}",
+        )
+        panels[1].set_title(f"by {unit} ({len(means):,})", fontsize=11)
     for axes in panels:
         axes.set_xlabel("haematoxylin, mean optical density")
         axes.legend(frameon=False, loc="best")
         bare(axes)
     return figure
-
-
-def _scatter_by_unit(
-    axes: Axes,
-    stains: NDArray[np.float64],
-    units: pd.Series,
-    shown: NDArray[np.int64],
-    unit: str,
-    dots: dict[str, Any],
-) -> None:
-    centres = pd.DataFrame(stains, columns=["h", "e"]).groupby(units.to_numpy(dtype=object)).mean()
-    # colour is a slide's place among all by haematoxylin
-    place = centres["h"].rank(method="first").sub(1) / max(len(centres) - 1, 1)
-    of_shown = units.iloc[shown].map(place)
-    known = of_shown.notna().to_numpy(dtype=bool)
-    drawn = stains[shown]
-    if not known.all():
-        rest = drawn[~known]
-        axes.scatter(rest[:, 0], rest[:, 1], c="#BBBBBB", label=f"unknown {unit}", **dots)
-    drawn = drawn[known]
-    axes.scatter(drawn[:, 0], drawn[:, 1], c=of_shown[known], cmap="viridis", **dots)
-    axes.scatter(
-        centres["h"],
-        centres["e"],
-        c=place,
-        cmap="viridis",
-        s=60,
-        edgecolors="black",
-        linewidths=1,
-        label=f"mean of a {unit}",
-    )
-    axes.set_title(f"by {unit} ({len(centres):,})", fontsize=11)
 
 
 def slides(packed: Packed) -> Figure:

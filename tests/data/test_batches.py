@@ -67,12 +67,6 @@ def test_a_patch_has_the_view_of_its_epoch_wherever_the_shuffle_puts_it():
         assert (batch.views == views[batch.positions]).all()
 
 
-def test_one_view_is_the_patch_as_it_is():
-    """Catches ``views: 1`` that augments all the same."""
-    batches = training_batches(20, batch_size=8, n_views=1, seed=1, epoch=1)
-    assert all((b.views == 0).all() for b in batches)
-
-
 def _patch() -> np.ndarray:
     return np.arange(4 * 4 * 3, dtype=np.uint8).reshape(1, 4, 4, 3)
 
@@ -81,11 +75,6 @@ def test_views_are_the_eight_different_symmetries():
     """Catches a view listed twice or missing: D4 has 8 elements, no two alike."""
     images = {apply_view(_patch(), view).tobytes() for view in range(N_VIEWS)}
     assert len(images) == 8
-
-
-def test_view_zero_changes_nothing():
-    """Catches validation patches that are flipped by accident."""
-    np.testing.assert_array_equal(apply_view(_patch(), 0), _patch())
 
 
 @pytest.mark.parametrize("view", range(N_VIEWS))

@@ -19,7 +19,6 @@ from src.data.groups import (
     stain_plane_normals,
 )
 from src.data.measurements import (
-    BLANK_WHITE,
     MOMENT_COLUMNS,
     density_moments,
     optical_density,
@@ -36,13 +35,6 @@ def table_of(ids, slides, digests, **columns):
 def grouped(ids, slides, digests, *, group_by="slide", **columns):
     grouping = group_patches(table_of(ids, slides, digests, **columns), group_by=group_by, seed=1)
     return grouping, dict(zip(ids, grouping.names.tolist(), strict=True))
-
-
-def test_group_is_the_slide_where_slides_are_known():
-    grouping, groups = grouped(["a", "b", "c"], ["s1", "s2", "s1"], ["x", "y", "z"])
-    assert groups == {"a": "s1", "b": "s2", "c": "s1"}
-    assert grouping.slide_disjoint
-    assert not grouping.train_only.any()
 
 
 def test_identical_pixels_join_two_slides():
@@ -177,16 +169,6 @@ def test_slide_without_any_slide_is_refused_and_names_the_ways_out():
         grouped(["a", "b"], [None, None], ["x", "y"], group_by="slide")
 
 
-def test_stain_groups_never_claim_to_be_slides():
-    """Catches a stand-in that reads like the real thing, even where slides are known."""
-    slides = [f"s{i % 2}" for i in range(40)]
-    ids = [f"{i:02d}" for i in range(40)]
-    grouping, groups = grouped(ids, slides, [f"d{i}" for i in range(40)], group_by="stain")
-    assert all(name.startswith("stain:") for name in groups.values())
-    assert not grouping.slide_disjoint
-    assert not grouping.train_only.any()
-
-
 def random_hashes(n, seed=0):
     rng = np.random.default_rng(seed)
     return rng.integers(1, 2**63, n, dtype=np.uint64) * np.uint64(2)
@@ -221,13 +203,6 @@ def test_many_equal_hashes_make_few_pairs():
     assert len(pairs) == 9_999
 
 
-def test_both_sides_of_the_distance():
-    base = random_hashes(1)
-    for n_bits, expected in ((4, True), (5, False)):
-        pair = np.concatenate([base, with_flipped_bits(base, n_bits)])
-        assert bool(len(near_duplicate_pairs(pair, max_distance=4))) is expected
-
-
 def test_both_sides_of_what_is_measured_and_documented():
     """Catches another MAX_DISTANCE or tolerance of colours than docs/grouping.md has measured."""
     for n_bits, expected in ((3, 2), (4, 0)):
@@ -255,11 +230,6 @@ def test_equal_hashes_of_other_colours_are_a_coincidence():
     density[2, 0] = 0.35
     frame = patches_frame([0] * 3, phash=[6, 6, 6], density=density)
     assert near_duplicate_sets(frame).isna().tolist() == [False, False, True]
-
-
-def test_index_is_kept():
-    frame = patches_frame([0] * 3, phash=[6, None, 6]).set_index(pd.Index([9, 4, 7]))
-    assert near_duplicate_sets(frame).index.tolist() == [9, 4, 7]
 
 
 def covariance(normal, seed):
@@ -312,13 +282,6 @@ def test_row_order_is_irrelevant_and_the_seed_decides():
     assert any(not other.equals(fewer) for other in others)
 
 
-def test_blank_patches_have_no_stain():
-    frame = slides_frame()
-    frame.loc[3, "flags"] = BLANK_WHITE
-    clusters = stain_clusters(frame, seed=1)
-    assert clusters.isna().to_numpy().nonzero()[0].tolist() == [3]
-
-
 def test_number_of_clusters_at_both_ends():
     assert [number_of_clusters(n) for n in (10, 400, 1_600, 220_025)] == [10, 10, 20, 200]
 
@@ -354,10 +317,3 @@ def test_names_tell_the_stains_apart_from_the_palest():
     palest, darkest = names.dropna().min(), names.dropna().max()
     assert palest.startswith("A #")
     assert int(palest[3:5], 16) > int(darkest[3:5], 16)
-
-
-def test_row_order_is_irrelevant_to_names():
-    patches, _ = _patches()
-    shuffled = patches.sample(frac=1, random_state=2)
-    names = stain_names(patches, seed=1)
-    pd.testing.assert_series_equal(stain_names(shuffled, seed=1).sort_index(), names)

@@ -8,10 +8,6 @@ from tests.data.archives import patch_id, table
 A, B, C = patch_id(0xA), patch_id(0xB), patch_id(0xC)
 
 
-def test_labels_by_id() -> None:
-    assert parse_labels(table("id,label", [(B, 1), (A, 0)])) == {A: 0, B: 1}
-
-
 def test_quoted_fields_and_blank_lines_are_read() -> None:
     assert parse_labels(f'"id","label"\n"{A}","0"\n\n{B},1\n\n'.encode()) == {A: 0, B: 1}
 
