@@ -6,7 +6,7 @@ Stages, in pipeline order, each ``python -m src.<stage>``, a stage of ``dvc.yaml
 ``params.yaml``: ``sample ingest split explore train finetune evaluate register predict``.
 Commands beside the pipeline: ``promote`` (who is champion), ``trace`` (where a submission comes
 from), ``submit`` (to Kaggle). What several of them share stands beside them: ``training``,
-``deciding``, ``explanation``.
+``deciding``.
 
 ==============  ==============================================================================
 ``data``        what a patch is: archives, TIFF decoding, checks, grouping, splitting, store

@@ -15,6 +15,7 @@ from src.data.labelled import LabelledPatches
 from src.evaluation.baseline import N_FEATURES
 from src.evaluation.looks import Look, holdout_sha256
 from src.evaluation.metrics import auroc, calibration_intercept, calibration_slope, ece
+from src.evaluation.metrics_report import log_report
 from src.evaluation.promotion import decide
 from src.params import load_params
 from src.system.durable import verify_folder, write_json
@@ -182,9 +183,24 @@ def test_model_of_another_split_is_not_evaluated(tmp_path, monkeypatch):
     dataset = {"content_digest": "f" * 64, "split_sha256": "0" * 64}
     for folder in (paths.HEAD_MODEL, paths.FINETUNED_MODEL):
         write_json(folder / "run.json", {"run_id": "r", "record": {"dataset": dataset}})
-    monkeypatch.setattr(evaluate, "load_model", lambda _: pytest.fail("it was loaded"))
+    monkeypatch.setattr(evaluate, "start_tensorflow", lambda *_, **__: pytest.fail("was started"))
     with pytest.raises(OtherData, match="head was trained on another split"):
         evaluate.main()
+
+
+def test_scores_are_made_without_tf32(monkeypatch):
+    """Catches products on 10 bits of mantissa, which differ from graph to graph."""
+    started = []
+
+    def start(*_, **settings):
+        started.append(settings["tf32"])
+        raise InterruptedError
+
+    monkeypatch.setattr(evaluate, "check_trained_here", lambda *_: None)
+    monkeypatch.setattr(evaluate, "start_tensorflow", start)
+    with pytest.raises(InterruptedError):
+        evaluate.main()
+    assert started == [False]
 
 
 def test_seen_are_train_and_val_with_their_pixels_and_slides(monkeypatch):
@@ -193,9 +209,10 @@ def test_seen_are_train_and_val_with_their_pixels_and_slides(monkeypatch):
     table = patches_frame([0, 1, 0, 1], n_test=1)
     table["slide"] = [None, "of holdout", "of train", "of holdout", "of test"]
     splits = {"train": [2], "val": [0], "holdout": [1, 3]}
-    monkeypatch.setattr("src.data.packed.read_patches", lambda _: table)
+    monkeypatch.setattr(evaluate, "read_patches", lambda _: table)
     monkeypatch.setattr(
-        "src.data.labelled.load_split",
+        evaluate,
+        "load_split",
         lambda split: SimpleNamespace(ids=table["id"].to_numpy(dtype=str)[splits[split]]),
     )
     assert evaluate.seen_in_training() == {
@@ -207,9 +224,8 @@ def test_seen_are_train_and_val_with_their_pixels_and_slides(monkeypatch):
 
 def test_predictions_come_back_as_written(predictions, workspace):  # noqa: ARG001
     """float32 on the way would move a patch across the threshold."""
-    evaluate.write_predictions(predictions)
+    pd.testing.assert_frame_equal(evaluate.write_predictions(predictions), predictions)
     assert set(verify_folder(paths.EVALUATE)) == {"predictions.parquet"}
-    pd.testing.assert_frame_equal(evaluate.read_predictions(), predictions)
 
 
 def test_shuffled_holdout_labels_promote_nothing(predictions, workspace, monkeypatch):
@@ -276,11 +292,10 @@ def test_plots_folder_is_complete(predictions, workspace):  # noqa: ARG001
     _write_fits()
     point = evaluate.operating_point_on_val(predictions, PARAMS)
     report = evaluate.report_of(predictions, point, FIRST, PARAMS)
-    figures = evaluate.pictures(predictions, point, report)
-    evaluate.write_plots(predictions, point, figures, PARAMS)
+    evaluate.write_plots(predictions[predictions["split"] == "holdout"], report)
     names = ("roc", "precision_recall", "confusion", "loss", "learning_rate", "groups")
     csv = {f"{name}.csv" for name in names}
-    png = {"roc.png", "precision_recall.png", "confusion.png", "reliability.png"}
+    png = {"roc.png", "precision_recall.png", "confusion.png", "reliability.png", "histogram.png"}
     assert set(verify_folder(paths.PLOTS)) == csv | png | {"learning_curves.png"}
 
 
@@ -291,7 +306,7 @@ def test_log_names_what_weakens_the_verdict(predictions, workspace, caplog, monk
     point = evaluate.operating_point_on_val(few, PARAMS)
     log = logging.getLogger("test")
     with caplog.at_level(logging.INFO, logger="test"):
-        evaluate.say(evaluate.report_of(few, point, Look(3, "0" * 64), PARAMS), log)
+        log_report(evaluate.report_of(few, point, Look(3, "0" * 64), PARAMS), log)
     lines = [record.getMessage() for record in caplog.records]
     kind = "the split is not by slide, its groups are stand-ins"
     assert f"scores are optimistic: {kind}" in lines
@@ -299,7 +314,7 @@ def test_log_names_what_weakens_the_verdict(predictions, workspace, caplog, monk
     assert any(line.startswith("model 3 judged on this holdout") for line in lines)
     assert lines[-1].startswith("holdout AUROC 0.")
     assert lines[-1].endswith(
-        "; an interval needs at least 3 groups; got 2: raise the fraction of this split or give "
+        ": an interval needs at least 3 groups; got 2: raise the fraction of this split or give "
         "more slides"
     )
 
@@ -309,27 +324,25 @@ def test_log_names_the_confidence_of_a_later_look(predictions, workspace, caplog
     point = evaluate.operating_point_on_val(predictions, PARAMS)
     report = evaluate.report_of(predictions, point, Look(3, "0" * 64), PARAMS)
     with caplog.at_level(logging.INFO, logger="test"):
-        evaluate.say(report, logging.getLogger("test"))
+        log_report(report, logging.getLogger("test"))
     said = "model 3 judged on this holdout: the verdict is taken at 99.58 % confidence"
     assert said in caplog.text
     assert "(99.58 % interval " in report["against_baseline"]["text"]
     assert caplog.messages[-1].endswith(report["against_baseline"]["text"])
 
 
-def test_look_is_known_by_weights_views_and_patches(predictions, monkeypatch):
+def test_look_is_known_by_weights_views_and_patches(predictions):
     """Catches a look taken by another threshold, none by test-time augmentation, and a count that
     ``register`` takes anew."""
-    taken = []
-    monkeypatch.setattr("src.tracking.looks.take_look", lambda *look: taken.append(look) or 1)
-    monkeypatch.setattr(deciding, "final_weights_sha256", lambda: "b" * 64)
-    rows = predictions.assign(sha256=predictions["id"])
-    for tta in (False, True):
-        evaluate.look_at_holdout("run", rows, tta=tta)
-    digest = holdout_sha256(rows[rows["split"] == "holdout"].sample(frac=1, random_state=0))
-    assert taken == [("run", digest, "b" * 64), ("run", digest, "b" * 64 + "+tta")]
-    evidence = {"final_weights_sha256": "b" * 64}
-    for (_, _, model), tta in zip(taken, (False, True), strict=True):
-        version = SimpleNamespace(evidence=evidence, operating_point={"tta": tta})
-        assert deciding.scores_of(version) == model
-    evaluate.look_at_holdout("run", rows.assign(label=1 - rows["label"]), tta=False)
-    assert taken[-1][1] != digest
+    rows = predictions[predictions["split"] == "holdout"].assign(sha256=predictions["id"])
+    digest = holdout_sha256(rows)
+    assert holdout_sha256(rows.sample(frac=1, random_state=0)) == digest
+    assert holdout_sha256(rows.assign(label=1 - rows["label"])) != digest
+    assert holdout_sha256(rows.iloc[1:]) != digest
+    keys = {tta: deciding.model_key("b" * 64, tta=tta) for tta in (False, True)}
+    assert keys[False] != keys[True]
+    for tta, key in keys.items():
+        version = SimpleNamespace(
+            evidence={"final_weights_sha256": "b" * 64}, operating_point={"tta": tta}
+        )
+        assert deciding.scores_of(version) == key

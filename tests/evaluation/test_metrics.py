@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.optimize import brentq
+from scipy.special import expit, logit
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
@@ -252,3 +253,49 @@ def test_logits_are_no_probabilities():
     """A log loss of logits is a number, and wrong."""
     with pytest.raises(ValueError, match="apply the sigmoid"):
         log_loss([0, 1], [-2.0, 3.0])
+
+
+def _drawn(n, seed=0, *, scale=1.0, shift=0.0):
+    """Labels drawn from probabilities that are then bent: logit → scale × logit + shift."""
+    rng = np.random.default_rng(seed)
+    true = rng.normal(-0.5, 2.0, n)
+    labels = rng.random(n) < 1 / (1 + np.exp(-true))
+    return labels, 1 / (1 + np.exp(-(scale * true + shift)))
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.5, 2.0, 5.0])
+def test_slope_undoes_a_scale(scale):
+    """Newton from a poor start runs away when probabilities are near 0 and 1."""
+    labels, plain = _drawn(500)
+    _, bent = _drawn(500, scale=scale)
+    assert calibration_slope(labels, bent) == pytest.approx(
+        calibration_slope(labels, plain) / scale, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("shift", [-10.0, -1.0, 3.0, 10.0])
+def test_intercept_undoes_a_shift(shift):
+    """The sign: probabilities too high by 3 in the logit need −3."""
+    labels, plain = _drawn(500)
+    _, bent = _drawn(500, shift=shift)
+    expected = calibration_intercept(labels, plain) - shift
+    assert calibration_intercept(labels, bent) == pytest.approx(expected, abs=1e-6)
+
+
+def test_at_the_fit_mean_probability_is_the_share_of_tumour():
+    """The definition of calibration in the large."""
+    labels, probabilities = _drawn(300, shift=1.0)
+    shift = calibration_intercept(labels, probabilities)
+    shifted = expit(logit(probabilities) + shift)
+    assert shifted.mean() == pytest.approx(labels.mean())
+
+
+def test_separated_classes_have_no_slope():
+    """A slope of 37 is where the iteration stopped, not a result."""
+    with pytest.raises(UndefinedMetric, match="overlap in probability"):
+        calibration_slope([0, 0, 1, 1], [0.1, 0.2, 0.7, 0.9])
+
+
+def test_one_class_has_neither():
+    with pytest.raises(UndefinedMetric, match="both classes"):
+        calibration_intercept([1, 1], [0.3, 0.6])

@@ -1,5 +1,7 @@
 """The threshold that each rule picks, on both sides of its boundary."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -151,7 +153,7 @@ def test_costs_of_one_class_are_refused():
 
 def test_json_has_what_serving_needs():
     point = OperatingPoint(rule={"min_sensitivity": 0.95}, threshold=0.31, scale=0.6, shift=-0.4)
-    assert point.as_json() == {
+    assert asdict(point) == {
         "rule": {"min_sensitivity": 0.95},
         "threshold": 0.31,
         "scale": 0.6,

@@ -6,8 +6,8 @@ import pytest
 
 from src.drawing.plan import plan_subset
 from src.evaluation.intervals import Difference
-from src.evaluation.plain_words import caveats, rule, verdict
 from src.evaluation.promotion import against_baseline
+from src.evaluation.report_facts import caveats, rule, verdict
 from tests.evaluation.report_sources import sources
 
 
