@@ -6,7 +6,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from src import deciding, evaluate, paths
@@ -128,33 +127,6 @@ def test_what_class_weights_add_to_the_logits_is_taken_back(prevalence):
     assert ece(*of_holdout) < 0.01
 
 
-def test_floor_is_the_stronger_of_two_on_val():
-    """A line for a floor where the label is an exclusive or of two colours: 0.5 in place of 1."""
-    rng = np.random.default_rng(0)
-    splits = [_patches(s, 120, i) for i, s in enumerate(("train", "val", "holdout"))]
-    histograms = [rng.random((120, N_FEATURES), dtype=np.float32) for _ in splits]
-    for patches, features in zip(splits, histograms, strict=True):
-        features[:, 0] = rng.integers(2, size=120)
-        features[:, 1] = np.where(patches.labels, 1 - features[:, 0], features[:, 0])
-        features[:, 2:] = 0
-    predictions = evaluate.predictions_of(
-        splits[0],
-        (splits[1], splits[2]),
-        logits=[rng.normal(s.labels, 1.0, (1, 120)) for s in splits[1:]],
-        histograms=histograms,
-        seed=1,
-    )
-    for _, rows in predictions.groupby("split"):
-        assert auroc(rows["label"], rows["baseline_probability"]) == 1
-
-
-def test_calibration_of_the_table_is_that_of_the_operating_point(predictions):
-    """Probabilities calibrated with one line, the served model with another."""
-    point = evaluate.operating_point_on_val(predictions, PARAMS)
-    expected = 1 / (1 + np.exp(-point.scale * predictions["logit"] - point.shift))
-    np.testing.assert_allclose(predictions["probability"], expected, rtol=1e-12)
-
-
 def test_holdout_labels_do_not_move_the_operating_point(predictions):
     """Peeking."""
     point = evaluate.operating_point_on_val(predictions, PARAMS)
@@ -220,12 +192,6 @@ def test_seen_are_train_and_val_with_their_pixels_and_slides(monkeypatch):
         "sha256": [f"{i:064x}" for i in (0, 2)],
         "slides": ["of train"],
     }
-
-
-def test_predictions_come_back_as_written(predictions, workspace):  # noqa: ARG001
-    """float32 on the way would move a patch across the threshold."""
-    pd.testing.assert_frame_equal(evaluate.write_predictions(predictions), predictions)
-    assert set(verify_folder(paths.EVALUATE)) == {"predictions.parquet"}
 
 
 def test_shuffled_holdout_labels_promote_nothing(predictions, workspace, monkeypatch):
@@ -317,18 +283,6 @@ def test_log_names_what_weakens_the_verdict(predictions, workspace, caplog, monk
         ": an interval needs at least 3 groups; got 2: raise the fraction of this split or give "
         "more slides"
     )
-
-
-def test_log_names_the_confidence_of_a_later_look(predictions, workspace, caplog):  # noqa: ARG001
-    """Catches an interval wider than the others without a word about why."""
-    point = evaluate.operating_point_on_val(predictions, PARAMS)
-    report = evaluate.report_of(predictions, point, Look(3, "0" * 64), PARAMS)
-    with caplog.at_level(logging.INFO, logger="test"):
-        log_report(report, logging.getLogger("test"))
-    said = "model 3 judged on this holdout: the verdict is taken at 99.58 % confidence"
-    assert said in caplog.text
-    assert "(99.58 % interval " in report["against_baseline"]["text"]
-    assert caplog.messages[-1].endswith(report["against_baseline"]["text"])
 
 
 def test_look_is_known_by_weights_views_and_patches(predictions):

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from src.evaluation.intervals import Jackknife
 from src.evaluation.metrics import (
     N_BINS,
+    OF_CALLS,
     Floats,
     Scored,
     Statistic,
@@ -22,7 +23,7 @@ from src.evaluation.metrics import (
 )
 
 GRID = np.linspace(0, 1, 101)
-RATES = ("sensitivity", "specificity", "ppv", "npv", "f1")
+RATES = tuple(metric.name for metric in OF_CALLS)
 MAX_POINTS = 500
 
 

@@ -56,6 +56,16 @@ class Scored:
         return self.scores >= self.threshold
 
     @property
+    def called_normal(self) -> NDArray[np.bool_]:
+        """(n,) True below it."""
+        return ~self.called_tumour
+
+    @property
+    def normal(self) -> NDArray[np.bool_]:
+        """(n,) the labels turned round."""
+        return ~self.labels
+
+    @property
     def probabilities(self) -> Floats:
         """(n,) the scores, which must lie in [0, 1]."""
         if self.scores.min() < 0 or self.scores.max() > 1:
@@ -226,15 +236,13 @@ def _row_sums(a: Floats, b: Floats) -> Floats:
     return sums
 
 
-def _share(
-    part: Callable[[Scored], NDArray[np.bool_]], whole: Callable[[Scored], NDArray[np.bool_]]
-) -> Callable[[Scored], Statistic]:
-    """The share of the patches in ``whole`` that are also in ``part``."""
+def _share(part: str, *, of: str) -> Callable[[Scored], Statistic]:
+    """The share of the patches ``of`` one kind that are also ``part`` of another (``Scored``)."""
 
     def statistic(patches: Scored) -> Statistic:
-        in_whole = whole(patches)
-        in_both = (in_whole & part(patches)).astype(np.float64)
-        return lambda weights: ratio(weights @ in_both, weights @ in_whole.astype(np.float64))
+        whole = getattr(patches, of).astype(np.float64)
+        both = whole * getattr(patches, part)
+        return lambda weights: ratio(weights @ both, weights @ whole)
 
     return statistic
 
@@ -311,39 +319,19 @@ average_precision = Metric(
 """Sum of precision times the step in recall; no interpolation (as scikit-learn)."""
 
 sensitivity = Metric(
-    "sensitivity",
-    "sensitivity",
-    1.0,
-    "tumour patches",
-    _share(lambda p: p.called_tumour, lambda p: p.labels),
+    "sensitivity", "sensitivity", 1.0, "tumour patches", _share("called_tumour", of="labels")
 )
 """Share of the tumour patches called tumour."""
 
 specificity = Metric(
-    "specificity",
-    "specificity",
-    1.0,
-    "normal patches",
-    _share(lambda p: ~p.called_tumour, lambda p: ~p.labels),
+    "specificity", "specificity", 1.0, "normal patches", _share("called_normal", of="normal")
 )
 """Share of the normal patches called normal."""
 
-ppv = Metric(
-    "ppv",
-    "PPV",
-    1.0,
-    "patches called tumour",
-    _share(lambda p: p.labels, lambda p: p.called_tumour),
-)
+ppv = Metric("ppv", "PPV", 1.0, "patches called tumour", _share("labels", of="called_tumour"))
 """Share of the patches called tumour that are."""
 
-npv = Metric(
-    "npv",
-    "NPV",
-    1.0,
-    "patches called normal",
-    _share(lambda p: ~p.labels, lambda p: ~p.called_tumour),
-)
+npv = Metric("npv", "NPV", 1.0, "patches called normal", _share("normal", of="called_normal"))
 """Share of the patches called normal that are."""
 
 f1 = Metric("f1", "F1", 1.0, "patches that are tumour or called so", _f1)
@@ -383,20 +371,6 @@ calibration_intercept = Metric(
 """Its intercept with the slope held at 1, "calibration in the large" (Van Calster et al. 2019):
 above 0 there is more tumour than the probabilities say, below 0 less."""
 
-METRICS = {
-    metric.name: metric
-    for metric in (
-        auroc,
-        average_precision,
-        sensitivity,
-        specificity,
-        ppv,
-        npv,
-        f1,
-        log_loss,
-        brier_loss,
-        ece,
-        calibration_slope,
-        calibration_intercept,
-    )
-}
+OF_PROBABILITIES = (log_loss, brier_loss, ece, calibration_slope, calibration_intercept)
+OF_CALLS = (sensitivity, specificity, ppv, npv, f1)
+METRICS = {m.name: m for m in (auroc, average_precision, *OF_CALLS, *OF_PROBABILITIES)}

@@ -19,6 +19,7 @@ from src.evaluation.intervals import Interval, Jackknife, paired_difference
 from src.evaluation.looks import Look
 from src.evaluation.metrics import (
     METRICS,
+    OF_PROBABILITIES,
     Metric,
     Scored,
     UndefinedMetric,
@@ -34,13 +35,6 @@ from src.evaluation.promotion import against_baseline
 Report = dict[str, Any]
 
 MIN_PATCHES = 20  # a smaller group says nothing on its own, and isn't listed
-_OF_PROBABILITIES = (
-    "log_loss",
-    "brier_loss",
-    "ece",
-    "calibration_slope",
-    "calibration_intercept",
-)
 
 
 def metrics_report(
@@ -78,8 +72,8 @@ def metrics_report(
     table = _Table(holdout, confidence)
     report: Report = {
         "holdout": _counts(holdout) | table.bounded("holdout", model),
-        "val": _counts(val) | table.values("val", val_scored, METRICS),
-        "before_calibration": table.values("before_calibration", uncalibrated, _OF_PROBABILITIES),
+        "val": _counts(val) | table.values("val", val_scored, METRICS.values()),
+        "before_calibration": table.values("before_calibration", uncalibrated, OF_PROBABILITIES),
         "baseline": {
             "model": TITLES[stronger(val)],
             "val_auroc": {TITLES[name]: value for name, value in val_aurocs(val).items()},
@@ -213,19 +207,19 @@ class _Table:
         except UndefinedMetric as error:
             self.undefined["intervals"] = str(error)
 
-    def values(self, where: str, patches: Scored, names: Iterable[str]) -> dict[str, float]:
-        """The named metrics that are defined."""
+    def values(self, where: str, patches: Scored, metrics: Iterable[Metric]) -> dict[str, float]:
+        """Those of the metrics that are defined."""
         found = {}
-        for name in names:
+        for metric in metrics:
             try:
-                found[name] = METRICS[name].of(patches)
+                found[metric.name] = metric.of(patches)
             except UndefinedMetric as error:
-                self.undefined[f"{where}.{name}"] = str(error)
+                self.undefined[f"{where}.{metric.name}"] = str(error)
         return found
 
     def bounded(self, where: str, patches: Scored) -> dict[str, float]:
         """Every metric that is defined, with its bounds where it has any."""
-        found = self.values(where, patches, METRICS)
+        found = self.values(where, patches, METRICS.values())
         for metric in [METRICS[name] for name in found]:
             if self._jackknife is None or metric.scale is None:
                 continue

@@ -49,21 +49,6 @@ _USES = {
     "holdout": "these figures",
 }
 _PHASE_TITLES = {"train": "Head alone", "finetune": "Top blocks as well"}
-_PICTURE_TITLES = {
-    "labels.png": "Patches by label",
-    "samples_normal.png": "Random normal patches",
-    "samples_tumour.png": "Random tumour patches",
-    "channel_histograms.png": "Colour channels by label",
-    "channel_reference.png": "Channel means compared with Kaggle's",
-    "mean_patches.png": "Mean patch by label",
-    "stain.png": "Stain: haematoxylin and eosin",
-    "blank.png": "The whitest and the blackest patches",
-    "blurred.png": "The least sharp patches",
-    "splits.png": "Train, val and holdout compared",
-    "slides.png": "Patches by slide",
-    "duplicates.png": "Identical patches",
-    "near_duplicates.png": "Nearly identical patches",
-}
 
 
 def render_report(sources: Sources) -> str:
@@ -96,7 +81,7 @@ def render_report(sources: Sources) -> str:
             if name != "confusion"  # the page has it as a table
         },
         "gallery": _gallery(sources),
-        "pictures": _explored(sources),
+        "pictures": sources.explored,
         "payload": slider_payload(sources, bands),
     }
     return _render("index.html.j2", _facts(sources) | page_facts)
@@ -189,18 +174,6 @@ def _gallery(sources: Sources) -> list[dict[str, Any]]:
     ]
     sets = {title: [p for p in patches if p["set"] == name] for name, title in SETS.items()}
     return [{"title": title, "patches": found} for title, found in sets.items() if found]
-
-
-def _explored(sources: Sources) -> list[dict[str, Any]]:
-    order = list(_PICTURE_TITLES)
-    names = sorted(sources.explored, key=lambda n: order.index(n) if n in order else len(order))
-    return [
-        {
-            "title": _PICTURE_TITLES.get(name, name.removesuffix(".png")),
-            **dict(zip(("data", "width", "height"), sources.explored[name], strict=True)),
-        }
-        for name in names
-    ]
 
 
 def _phase(fit: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,9 @@ from src.evaluation.curves import (
     curve_bands,
     precision_recall_curve,
     roc_curve,
-    thinned,
 )
 from src.evaluation.intervals import Jackknife
-from src.evaluation.metrics import METRICS, bin_of, scored
+from src.evaluation.metrics import METRICS, scored
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +88,6 @@ def test_bands_of_rates_by_threshold(patches, bands, name):
     np.testing.assert_allclose(bands[name].high[list(places)], high)
 
 
-def test_reliability_band_is_by_bin(patches, bands):
-    low, high = _bounds(patches, lambda y, p: np.array([y[bin_of(p) == 7].mean()]))
-    band = bands["reliability"]
-    assert (band.low[7], band.high[7]) == pytest.approx((low[0], high[0]))
-
-
 def test_too_few_groups_give_curves_without_bands(patches):
     """A report that fails after hours of training for want of a band."""
     labels, probabilities, _ = patches
@@ -124,13 +117,3 @@ def test_precision_recall_equals_scikit_learn():
     expected_precision, expected_recall, _ = sk.precision_recall_curve(labels, scores)
     np.testing.assert_allclose(recall, expected_recall[-2::-1])
     np.testing.assert_allclose(precision, expected_precision[-2::-1])
-
-
-def test_thinned_keeps_ends_and_short_curves():
-    """A ROC that no longer ends at (1, 1)."""
-    x = np.arange(10_001) / 10_000
-    few_x, few_y = thinned(x, x**2)
-    assert len(few_x) == 500
-    assert (few_x[0], few_x[-1], few_y[-1]) == (0, 1, 1)
-    np.testing.assert_array_equal(few_y, few_x**2)
-    assert len(thinned(x[:500], x[:500])[0]) == 500

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from src.data.labelled import LabelledPatches
-from src.evaluation.gallery import SETS, choose_patches, explained_picture, write_gallery
+from src.evaluation.gallery import choose_patches, explained_picture, write_gallery
 from src.system.durable import read_json, verify_folder
 from tests.evaluation.report_sources import THRESHOLD, predictions
 
@@ -37,24 +37,6 @@ def test_each_set_by_hand(name, ids):
     of_set = chosen[chosen["set"] == name]
     assert of_set["id"].tolist() == ids
     assert of_set["rank"].tolist() == [1, 2]
-
-
-def test_sets_are_those_with_a_title():
-    assert set(choose_patches(ROWS, threshold=0.4, per_set=1)["set"]) == set(SETS)
-
-
-def test_row_order_is_irrelevant():
-    """Among equal probabilities the first row would win."""
-    rows = ROWS.assign(probability=0.5)
-    chosen = choose_patches(rows, threshold=0.4, per_set=2)
-    other = choose_patches(rows.sample(frac=1, random_state=1), threshold=0.4, per_set=2)
-    assert chosen["id"].tolist() == other["id"].tolist()
-
-
-def test_empty_set_is_left_out():
-    """No mistakes is no error."""
-    chosen = choose_patches(ROWS[ROWS["label"] == 1], threshold=0.05, per_set=2)
-    assert set(chosen["set"]) == {"near", "loss", "right_tumour"}
 
 
 def test_picture_shows_patch_and_evidence_with_the_centre_drawn():
