@@ -38,8 +38,8 @@ Pixels = NDArray[np.uint8]
 Way = Callable[[Pixels], NDArray[np.float32]]
 
 OURS, RAW, KERAS = "predict, npy", "raw TF graph", "model.predict"
-# ours / this: not slower than the bare graph but for reading and writing, and clear of the way
-# that tutorials show
+# ours / this. Reading and writing may take 5 % of the bare graph's speed; Keras' own loop took
+# nearly half of it where it was first measured.
 TARGETS = {RAW: 0.95, KERAS: 1.5}
 MAX_DIFFERENCE = 1e-4  # in probability
 LOG = logging.getLogger("hcd.benchmark")
