@@ -409,6 +409,7 @@ def test_report_run_and_gate_say_the_same_of_the_baseline(project, store, monkey
     rows = project.rows.assign(stain=None)
     if not beats:
         rows["baseline_probability"] = rows["probability"] + np.tile([0.02, -0.02, -0.01, 0.01], 10)
+    rows["baseline_logistic"] = rows["baseline_trees"] = rows["baseline_probability"]
     rows["logit"] = np.log(rows["probability"] / (1 - rows["probability"]))
     monkeypatch.setattr(evaluate, "split_kind", lambda: SplitKind(True, "slides"))
     predictions = evaluate.write_predictions(pd.concat([rows.assign(split="val"), rows]))

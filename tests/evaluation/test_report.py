@@ -14,7 +14,7 @@ import pytest
 
 from src.evaluation.metrics import METRICS, UndefinedMetric, f1, npv, ppv, sensitivity, specificity
 from src.evaluation.report import render_model_card, render_report
-from tests.evaluation.report_sources import THRESHOLD, predictions, sources
+from tests.evaluation.report_sources import PICTURE, THRESHOLD, predictions, sources
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
