@@ -1,5 +1,7 @@
 """From logit to a probability that means what it says: a scale and a shift, fitted on val."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import NamedTuple
 

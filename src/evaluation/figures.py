@@ -78,7 +78,8 @@ def learning_curves(*fits: Mapping[str, Any]) -> Figure:
         for axes, name in zip(row, ("loss", "val AUROC", "learning rate"), strict=True):
             axes.axvline(fit["best_epoch"], color=_GREY, linestyle="--", linewidth=1)
             axes.set(xlabel="epoch (dashed: the best)", ylabel=name)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xlim(0.5, len(history) + 0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         best = fit["history"][fit["best_epoch"] - 1]
         ended = "stopped early after" if fit["stopped_early"] else "of"
         losses.set_title(

@@ -177,7 +177,7 @@ def _gallery(sources: Sources) -> list[dict[str, Any]]:
 
 
 def _phase(fit: Mapping[str, Any]) -> dict[str, Any]:
-    best = fit["history"][fit["best_epoch"] - 1]
+    best, n_epochs = fit["history"][fit["best_epoch"] - 1], len(fit["history"])
     ended = "stopped early" if fit["stopped_early"] else "ran to its end"
     schedule = dict(fit["schedule"])
     name = schedule.pop("name", "schedule")
@@ -186,8 +186,8 @@ def _phase(fit: Mapping[str, Any]) -> dict[str, Any]:
         "title": _PHASE_TITLES.get(fit["stage"], fit["stage"]),
         "summary": (
             f"{fit['trainable_parameters']:,} of {fit['total_parameters']:,} parameters trained; "
-            f"{len(fit['history'])} epochs in {fit['wall_s']:,.0f} s, {ended}. Kept: epoch "
-            f"{fit['best_epoch']}, val AUROC {best['val_auroc']:.4f}, val loss "
+            f"{n_epochs} epoch{'s' * (n_epochs > 1)} in {fit['wall_s']:,.0f} s, {ended}. "
+            f"Kept: epoch {fit['best_epoch']}, val AUROC {best['val_auroc']:.4f}, val loss "
             f"{best['val_loss']:.4f}."
         ),
         "figure": f"learning_{fit['stage']}",
