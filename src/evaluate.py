@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
-from logging import Logger
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from src import paths
 from src.data.identity import check_trained_here, split_kind
-from src.data.labelled import LabelledPatches, load_split
+from src.data.labelled import load_split
 from src.data.packed import read_patches
 from src.evaluation.baseline import colour_histograms
 from src.evaluation.calibration import fit_calibration
@@ -71,7 +69,10 @@ def main() -> None:
     ]
     for found in logits:
         finite(found.ravel(), "models/finetuned")
-    histograms = [_histograms(split, log) for split in (train, val, holdout)]
+    histograms = []
+    for split in (train, val, holdout):
+        with progress(f"{split.split}: histograms", len(split), "patches", log) as advance:
+            histograms.append(colour_histograms(split.pixels, split.rows, advance=advance))
     table = predictions_of(
         train, (val, holdout), logits=logits, histograms=histograms, seed=chosen.seed
     )
@@ -119,11 +120,6 @@ def main() -> None:
     add_files(run_id, (paths.REPORT, paths.MODEL_CARD), "report")
     log.info(f"added metrics, pictures and report to MLflow run {run_id}")
     log_report(report, log)
-
-
-def _histograms(patches: LabelledPatches, log: Logger) -> NDArray[np.float32]:
-    with progress(f"{patches.split}: histograms", len(patches), "patches", log) as advance:
-        return colour_histograms(patches.pixels, patches.rows, advance=advance)
 
 
 def write_predictions(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -113,25 +113,21 @@ def _roc_and_precision(patches: Scored) -> Statistic:
 
 def _rates(patches: Scored) -> Statistic:
     """(b, n) → (b, 505): each of ``RATES`` at each threshold."""
-    ranked = ranking(patches)
-    # of the distinct scores, falling, how many reach each threshold; 0: none
-    n_reached = np.searchsorted(-np.unique(patches.scores)[::-1], -GRID, side="right")
+    is_called = (patches.scores[:, None] >= GRID).astype(np.float64)  # (n, 101)
+    is_found = is_called * patches.labels[:, None]
 
     def statistic(weights: Floats) -> Floats:
-        tumour, above = (
-            np.concatenate([np.zeros((len(weights), 1)), counts], axis=1)
-            for counts in ranked.counts_above(weights)
-        )
-        found, called = tumour[:, n_reached], above[:, n_reached]  # (b, 101)
-        alarms, missed = called - found, tumour[:, -1:] - found
-        cleared = above[:, -1:] - found - alarms - missed
-        rates = [
-            ratio(found, found + missed),
-            ratio(cleared, cleared + alarms),
-            ratio(found, called),
-            ratio(cleared, cleared + missed),
-            ratio(2 * found, 2 * found + alarms + missed),
-        ]
-        return np.concatenate(rates, axis=1)
+        found, called = weights @ is_found, weights @ is_called  # (b, 101)
+        n_tumour = (weights @ patches.labels)[:, None]
+        alarms, missed = called - found, n_tumour - found
+        cleared = weights.sum(axis=1, keepdims=True) - called - missed
+        rates = {
+            "sensitivity": ratio(found, found + missed),
+            "specificity": ratio(cleared, cleared + alarms),
+            "ppv": ratio(found, called),
+            "npv": ratio(cleared, cleared + missed),
+            "f1": ratio(2 * found, 2 * found + alarms + missed),
+        }
+        return np.concatenate([rates[name] for name in RATES], axis=1)
 
     return statistic
