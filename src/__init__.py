@@ -10,7 +10,7 @@ depth and learning rates), ``promote`` (decides which version is champion), ``se
 HTTP), ``submit`` (to Kaggle), ``trace`` (where a submission comes from).
 
 Shared by everything: ``params`` (``params.yaml``, typed), ``paths`` (every path, once).
-Shared by several stages: ``deciding explanation prediction scoring serving training``.
+Shared by several stages: ``deciding explanation prediction scoring serving``.
 
 ==============  ==============================================================================
 ``data``        what a patch is: archives, TIFF decoding, checks, groups, splits, packed pixels

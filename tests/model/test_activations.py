@@ -1,4 +1,4 @@
-"""What enters the tail: the same bits wherever they come from, and files that are whole or not there."""
+"""What enters the tail has the same bits wherever it comes from; files are whole or not there."""
 
 from __future__ import annotations
 
