@@ -44,10 +44,9 @@ def main() -> None:
     check_trained_here(paths.HEAD_MODEL, paths.FINETUNED_MODEL)
     start_tensorflow(params.runtime, seed=0, tf32=False)  # nothing random happens: any seed will do
     from src.deciding import final_weights_sha256, model_key
-    from src.model import tta
     from src.model.final import write_final
     from src.model.gradcam import explain
-    from src.model.inference import load_classifier
+    from src.model.inference import load_classifier, logits_by_view
     from src.scoring import finite
     from src.tracking.looks import take_look
     from src.tracking.run_files import add_files
@@ -57,7 +56,7 @@ def main() -> None:
     model = load_classifier(paths.FINETUNED_MODEL)
     train, val, holdout = (load_split(name) for name in ("train", "val", "holdout"))
     logits = [
-        tta.logits_by_view(
+        logits_by_view(
             model,
             split,
             all_views=chosen.tta,

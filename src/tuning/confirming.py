@@ -130,15 +130,18 @@ def _scores(
     job: Job, best: Mapping[str, Any], *, advance: Callable[[int], object]
 ) -> dict[str, Any]:
     from src.system.log import get_logger
+    from src.tuning.worker import start_for
+
+    environment = start_for(job)  # before anything imports TensorFlow
+
     from src.tuning.phase import Search, result_key
     from src.tuning.search_data import load_data
     from src.tuning.trial import Trials
-    from src.tuning.worker import start_for
 
     settings = _settings(job, best)
     search = Search(
         load_data(subset=None, seed=0),
-        start_for(job),
+        environment,
         get_logger("tune"),
         depths=[params.finetune.depth for params in settings.values()],
     )

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from src.model.backbone import BACKBONES
 from src.params import Choice, Dimension, LinearRange, LogRange, Params, ParamsError
 from src.system.errors import ProjectError
 
@@ -146,6 +145,8 @@ def check_depths(params: Params) -> None:
     SpaceError
         Names the depth and the backbone's blocks.
     """
+    from src.model.backbone import BACKBONES
+
     n_blocks = len(BACKBONES[params.model.backbone].blocks)
     deepest = max(depths(params))
     if deepest > n_blocks:

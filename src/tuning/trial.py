@@ -1,14 +1,15 @@
 """One trial: the code of ``train``, then that of ``finetune``, with the trial's parameters."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
+
+from src.model.step import device_scope
+from src.model.training import fit_phase
 from src.params import Params
 from src.tuning.heads import Heads
-from src.tuning.phase import OnEpoch, Search, phase_setting
-
-if TYPE_CHECKING:
-    import keras
+from src.tuning.phase import OnEpoch, Search
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class TrialResult:
     The model is good until the next trial, which may begin from the same one.
     """
 
-    model: "keras.Model"
+    model: keras.Model
     fit: dict[str, Any]
     timing: dict[str, Any]
 
@@ -40,19 +41,18 @@ class Trials:
         TrainingDiverged
             The loss became NaN or infinite.
         """
-        from src.model.phases import finetune_top
-        from src.model.replicas import device_scope
-
-        head = self._heads.fitted(params)
-        section = params.finetune
+        classifier = self._heads.fitted(params)
         with device_scope(int(self._search.environment["gpus"])):
-            setting = phase_setting(
+            fitted = fit_phase(
+                classifier,
+                self._search.data.train,
+                self._search.data.val,
                 params,
-                section,
-                self._search,
-                initial_sha256=head.sha256,
-                frozen=head.frozen,
+                "finetune",
+                environment=self._search.environment,
+                checkpoint=None,
                 on_epoch=on_epoch,
+                depths=[0, *self._search.depths],
+                log=self._search.log,
             )
-            fitted = finetune_top(head.classifier, section, setting)
-        return TrialResult(head.classifier, fitted.facts, fitted.timing)
+        return TrialResult(classifier, fitted.facts, fitted.timing)

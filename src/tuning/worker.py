@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-    from src.model.loop import Epoch
+    from src.model.training import Epoch
     from src.system.determinism import Environment
     from src.tracking.records import RunRecord
     from src.tracking.tuning_runs import TrialRun
@@ -106,6 +106,8 @@ class _Worker:
     """Holds what all trials of a process share."""
 
     def __init__(self, job: Job, stop: StopSignal, log: Logger) -> None:
+        environment = start_for(job)  # before anything imports TensorFlow
+
         from src.tuning.phase import Search
         from src.tuning.search_data import load_data
         from src.tuning.space import depths
@@ -116,7 +118,7 @@ class _Worker:
         self.params = job.params
         self.study = load_study(job.url, job.study, job.params.tune)
         self.data = load_data(subset=job.params.tune.subset, seed=job.params.train.seed)
-        search = Search(self.data, start_for(job), log, depths=depths(job.params))
+        search = Search(self.data, environment, log, depths=depths(job.params))
         self.trials = Trials(search)
 
     def work(self) -> None:
@@ -220,7 +222,7 @@ class _Worker:
 
     def _record(self, params: Params) -> "RunRecord":
         from src.data.dataset import dataset_identity, split_kind
-        from src.model.class_weights import class_weights
+        from src.model.training import class_weights
         from src.tracking.records import RunRecord
 
         split = split_kind()
@@ -229,7 +231,7 @@ class _Worker:
             stage="finetune",
             params=params.sections("split", "model", "train", "finetune"),
             dataset=dataset_identity(self.data.train, self.data.val),
-            class_weights=weights.as_dict(),
+            class_weights=weights,
             schedule=params.finetune.schedule.model_dump(),
             initial_weights_sha256="",
             slide_disjoint=split.slide_disjoint,
