@@ -1,5 +1,7 @@
 """Links of a chain of evidence: each holds, is changed or is missing, and says what it compared."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
