@@ -134,7 +134,7 @@ def _ours(data: Data, environment: Any, folder: Path) -> RunOne:
         get_logger("benchmark"),
         depths=DEPTHS,
     )
-    return lambda params: score(run_trial(params, search).fit, "val_auroc")
+    return lambda params: score(run_trial(params, search)[1], "val_auroc")
 
 
 def _usual(data: Data, environment: Any, folder: Path) -> RunOne:  # noqa: ARG001
@@ -146,8 +146,7 @@ def _fit_usual(params: Params, data: Data) -> float:
     """Best val AUROC."""
     import keras
 
-    from src.model.classifier import FEATURE_SCALE, POOLED, build_classifier
-    from src.model.freezing import unfreeze
+    from src.model.classifier import FEATURE_SCALE, POOLED, build_classifier, unfreeze
     from src.tuning.trial import start_phase
 
     start_phase(params.train.seed)

@@ -98,8 +98,7 @@ def _view_logits(
 
     By the graph of ``models/final`` up to the mean over the views.
     """
-    from src.model.inference import predict_outputs
-    from src.model.tta import view_logits
+    from src.model.inference import predict_outputs, view_logits
 
     logits = predict_outputs(
         view_logits(model) if params.evaluate.tta else model,
@@ -307,9 +306,8 @@ def pictures(
 def write_final(model: "keras.Model", operating_point: "OperatingPoint") -> None:
     """Write ``models/final``: the calibrated classifier, how to decide, which patches it saw."""
     from src.model.final import CONTRACT, CONTRACT_FILE, probability_classifier
-    from src.model.inference import MODEL_FILE
+    from src.model.inference import MODEL_FILE, averaged_over_views
     from src.model.saving import save_model
-    from src.model.tta import averaged_over_views
 
     seen = seen_in_training()
     if operating_point.tta:

@@ -120,7 +120,7 @@ def confirm(
                 about = json.dumps(seeded.sections("model", "train", "finetune"), sort_keys=True)
                 key = f"confirmed {hashlib.sha256(about.encode()).hexdigest()[:32]}"
                 if key not in study.user_attrs:
-                    fit = run_trial(seeded, search).fit
+                    _, fit = run_trial(seeded, search)
                     study.set_user_attr(key, score(fit, params.tune.objective))
                 scores[name].append(float(study.user_attrs[key]))
                 advance(1)

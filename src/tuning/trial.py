@@ -8,26 +8,19 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from logging import Logger
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from src import paths
 from src.data.identity import dataset_identity
 from src.data.labelled import LabelledPatches, load_split
-from src.evaluation.metrics import auroc
 from src.model.backbone import BACKBONES
-from src.model.checkpoint import Arrays, Checkpoint, Facts
-from src.model.class_weights import class_weights
 from src.model.classifier import build_classifier
-from src.model.frozen import FrozenBackbone
-from src.model.loop import Epoch
-from src.model.phases import Setting, finetune_top, train_head
-from src.model.replicas import device_scope
-from src.model.weights import load_initial_weights, weights_sha256
+from src.model.step import device_scope
+from src.model.training import Epoch, Stage, fit_phase
+from src.model.weights import load_initial_weights
 from src.params import Params
 from src.system.determinism import Environment
 from src.tuning.space import TuneError, depths
@@ -113,32 +106,36 @@ class Search:
     heads: dict[str, tuple[dict[str, Any], list[NDArray[Any]]]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class TrialResult:
-    """A fine-tuned model, and what ``fit.json`` would say of it."""
-
-    model: keras.Model
-    fit: dict[str, Any]
-
-
-def run_trial(params: Params, search: Search, on_epoch: OnEpoch | None = None) -> TrialResult:
+def run_trial(
+    params: Params, search: Search, on_epoch: OnEpoch = lambda _: None
+) -> tuple[keras.Model, dict[str, Any]]:
     """Fit the head, unless a former trial did, then fine-tune; ``on_epoch`` hears of fine-tuning.
 
-    The weights are those of the two stages, bit for bit, whatever ran before in this process. What
-    ``on_epoch`` raises ends the trial and is passed on.
-
-    Raises
-    ------
-    TrainingDiverged
-        The loss became NaN or infinite.
+    Returns the model and what ``fit.json`` would say. The weights are those of the two stages, bit
+    for bit, whatever ran before in this process. What ``on_epoch`` raises ends the trial.
     """
+
+    def fit(model: keras.Model, stage: Stage, hear: OnEpoch) -> dict[str, Any]:
+        return fit_phase(
+            model,
+            search.data.train,
+            search.data.val,
+            params,
+            stage,
+            environment=search.environment,
+            checkpoint=None,  # a trial is short: one that is killed is run again from its start
+            on_epoch=hear,
+            log=search.log,
+            depths=[0, *search.depths],
+        ).facts
+
     with device_scope(int(search.environment["gpus"])):
         key = json.dumps(params.sections("model", "train"), sort_keys=True)
         if key not in search.heads:
             start_phase(params.train.seed)
             head = build_classifier(params.model)
             load_initial_weights(head, params.model)
-            _fit_phase(head, params, "train", search, None)
+            fit(head, "train", lambda _: None)
             while len(search.heads) >= _HEADS_KEPT:
                 del search.heads[next(iter(search.heads))]
             search.heads[key] = (head.get_config(), head.get_weights())
@@ -147,8 +144,7 @@ def run_trial(params: Params, search: Search, on_epoch: OnEpoch | None = None) -
         start_phase(params.finetune.seed)
         model = keras.Model.from_config(deepcopy(config))  # it empties what it is given
         model.set_weights(weights)
-        fit = _fit_phase(model, params, "finetune", search, on_epoch)
-    return TrialResult(model, fit)
+        return model, fit(model, "finetune", on_epoch)
 
 
 def score(fit: Mapping[str, Any], objective: str) -> float:
@@ -160,56 +156,3 @@ def start_phase(seed: int) -> None:
     """As a fresh process starts a phase: no names or state of earlier models, seeds set anew."""
     keras.backend.clear_session()  # collects garbage as well
     keras.utils.set_random_seed(seed)
-
-
-def _fit_phase(
-    model: keras.Model,
-    params: Params,
-    stage: str,
-    search: Search,
-    on_epoch: OnEpoch | None,
-) -> dict[str, Any]:
-    """Fit ``model`` in place as the stage does, without a checkpoint; returns ``fit.json``."""
-    section = params.train if stage == "train" else params.finetune
-    frozen = None
-    if not search.environment["gpus"]:  # where shared passes give the same bits as single ones
-        frozen = FrozenBackbone(
-            model,
-            backbone=params.model.backbone,
-            depths=[0, *search.depths],
-            cache_params=params.cache,
-            environment=search.environment,
-        )
-    setting = Setting(
-        train=search.data.train,
-        val=search.data.val,
-        weights=class_weights(search.data.train.labels, section.class_weights),
-        initial_sha256=weights_sha256(model),
-        model=params.model,
-        cache=params.cache,
-        runtime=params.runtime,
-        checkpoint=_NoCheckpoint(search.log),
-        environment=search.environment,
-        auroc=auroc,
-        on_epoch=on_epoch or (lambda _: None),
-        log=search.log,
-        activations=paths.ACTIVATIONS,
-        frozen=frozen,
-    )
-    if stage == "train":
-        return train_head(model, params.train, setting).facts
-    return finetune_top(model, params.finetune, setting).facts
-
-
-class _NoCheckpoint(Checkpoint):
-    """A trial is short: one that is killed is run again from its start."""
-
-    def __init__(self, log: Logger) -> None:
-        super().__init__(Path("unused"), identity={}, log=log)
-
-    def save(self, *, arrays: Mapping[str, Iterable[NDArray[Any]]], facts: Facts) -> None:
-        """Keep nothing."""
-
-    def load(self) -> tuple[Arrays, Facts] | None:
-        """Nothing was kept."""
-        return None

@@ -25,14 +25,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import keras
 import optuna
 from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 
 from src.data.identity import dataset_identity, split_kind
-from src.model.class_weights import class_weights
-from src.model.loop import Epoch
 from src.model.saving import save_model
+from src.model.training import Epoch, class_weights
 from src.params import Params, TuneParams
 from src.system.determinism import Environment
 from src.system.errors import ProjectError
@@ -56,7 +56,7 @@ from src.tuning.study import (
     state_of,
     why_failed,
 )
-from src.tuning.trial import Search, TrialResult, load_data, run_trial, score
+from src.tuning.trial import Search, load_data, run_trial, score
 
 WorkerMain = Callable[[Job, Connection], None]
 
@@ -255,13 +255,13 @@ class Objective:
                 retry_of=retry_of(self._study.get_trials(deepcopy=False)[trial.number]),
             )
             trial.set_user_attr("run_id", run.run_id)
-            result = run_trial(params, self._shared, hear)
-            value = score(result.fit, self._tune.objective)
+            model, fit = run_trial(params, self._shared, hear)
+            value = score(fit, self._tune.objective)
             if not math.isfinite(value):
                 raise ValueError(f"the score is {value}, not a finite number")
-            trial.set_user_attr(SHA256, result.fit[SHA256])
-            self._keep_weights(result, value, run)
-            run.end("complete", fit=result.fit, value=value)
+            trial.set_user_attr(SHA256, fit[SHA256])
+            self._keep_weights(model, value, run)
+            run.end("complete", fit=fit, value=value)
         except optuna.TrialPruned:
             run.end("pruned", value=reported[-1])
             raise
@@ -277,7 +277,7 @@ class Objective:
             raise
         return value
 
-    def _keep_weights(self, result: TrialResult, value: float, run: TrialRun) -> None:
+    def _keep_weights(self, model: keras.Model, value: float, run: TrialRun) -> None:
         """Log the model of every trial, or of one that is the best so far.
 
         What can't be written costs a warning: the trial's score stands.
@@ -289,7 +289,7 @@ class Objective:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "model.keras"
-                save_model(result.model, file)
+                save_model(model, file)
                 run.log_model(file)
         except Exception as error:
             self._log.warning(f"weights aren't kept: {reason_of(error)}", exc_info=True)
@@ -301,7 +301,7 @@ class Objective:
             stage="finetune",
             params=params.sections("split", "model", "train", "finetune"),
             dataset=dataset_identity(data.train, data.val),
-            class_weights=weights.as_dict(),
+            class_weights=weights,
             schedule=params.finetune.schedule.model_dump(),
             initial_weights_sha256="",
             slide_disjoint=split.slide_disjoint,

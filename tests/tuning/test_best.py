@@ -100,7 +100,7 @@ def trained(monkeypatch):
     def run_trial(setting, _):
         seen.append((setting.finetune.seed, setting.finetune.depth))
         score = 0.5 + setting.finetune.depth / 100
-        return SimpleNamespace(fit={"best_epoch": 1, "history": [{"val_auroc": score}]})
+        return None, {"best_epoch": 1, "history": [{"val_auroc": score}]}
 
     monkeypatch.setattr(best_setting, "run_trial", run_trial)
     monkeypatch.setattr(best_setting, "load_data", lambda **_: None)

@@ -58,7 +58,7 @@ def _digests(folder, monkeypatch, trials: list[dict[str, Any]], *, depths=()) ->
         get_logger("test"),
         depths=depths,
     )
-    return [run_trial(_params(values), search).fit["final_weights_sha256"] for values in trials]
+    return [run_trial(_params(values), search)[1]["final_weights_sha256"] for values in trials]
 
 
 def test_a_trial_finds_nothing_of_those_before(tmp_path, monkeypatch):

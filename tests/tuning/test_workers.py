@@ -152,7 +152,7 @@ class Run:
 def objective(url, monkeypatch):
     monkeypatch.setattr(workers, "TrialRun", Run)
     monkeypatch.setattr(Objective, "_record", lambda *_: None)
-    monkeypatch.setattr(workers, "run_trial", lambda *_: SimpleNamespace(fit=FIT, model=None))
+    monkeypatch.setattr(workers, "run_trial", lambda *_: (None, FIT))
     monkeypatch.setattr(workers, "save_model", lambda *_: None)
     return Objective(_study(url), support.job(url), SimpleNamespace(log=get_logger("tune")))
 
