@@ -16,12 +16,10 @@ from typing import Annotated, Any
 import typer
 
 from src import paths
-from src.params import Params, load_params
+from src.params import load_params
 from src.system.cli import run
 from src.system.errors import ProjectError
 from src.system.log import configure, get_logger
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def main(
@@ -75,8 +73,18 @@ def main(
 
     * python -m src.tune --apply, then: dvc repro
     """
-    check_options(study=study, apply=apply, other_data=other_data, confirm=confirm)
-    params = with_options(load_params(), n_trials=trials, seed=seed)
+    if other_data and (confirm or not apply):
+        raise ProjectError(
+            "--other-data goes with --apply, and without --confirm; see python -m src.tune --help"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", study):  # it becomes a file's name
+        raise ProjectError(
+            f"--study must be up to 100 letters, digits, dots, hyphens and underscores, the first "
+            f"a letter or digit (got {study!r})"
+        )
+    params = load_params()
+    given = {name: n for name, n in (("n_trials", trials), ("seed", seed)) if n is not None}
+    params = params.model_copy(update={"tune": params.tune.model_copy(update=given)})
     configure(params.runtime.verbosity)
     log = get_logger("tune")
     from src.system.determinism import start_tensorflow, usable_cores
@@ -173,26 +181,6 @@ def worker_main(job: Any, pipe: Connection) -> None:
     from src.tuning.workers import work
 
     work(job, environment, pipe)
-
-
-def check_options(*, study: str, apply: bool, other_data: bool, confirm: bool) -> None:
-    """Refuse what doesn't go together, and names that don't fit into a file's."""
-    if other_data and (confirm or not apply):
-        raise ProjectError(
-            "--other-data goes with --apply, and without --confirm; see python -m src.tune --help"
-        )
-    if not _NAME.fullmatch(study):
-        raise ProjectError(
-            f"--study must be up to 100 letters, digits, dots, hyphens and underscores, the first "
-            f"a letter or digit (got {study!r})"
-        )
-
-
-def with_options(params: Params, *, n_trials: int | None, seed: int | None) -> Params:
-    """The parameters with what the command line says of ``tune``."""
-    changes = {"n_trials": n_trials, "seed": seed}
-    given = {name: value for name, value in changes.items() if value is not None}
-    return params.model_copy(update={"tune": params.tune.model_copy(update=given)})
 
 
 if __name__ == "__main__":

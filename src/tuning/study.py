@@ -6,7 +6,6 @@ one that has fallen silent is failed and enqueued again by whichever worker next
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import uuid
@@ -55,24 +54,13 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker process is told.
-
-    Attributes
-    ----------
-    study, url : the study's name, and its database
-    params : as in ``params.yaml``, with what the command line changed
-    parent_run_id : MLflow's run of the study
-    deadline_s : Unix time after which no trial begins; None = never
-    threads : for TensorFlow
-    sampler_seed : of this worker
-    log_file : where it writes what would go to the terminal
-    """
+    """What a worker process is told."""
 
     study: str
-    url: str
-    params: Params
-    parent_run_id: str
-    deadline_s: float | None
+    url: str  # of the database
+    params: Params  # with what the command line changed
+    parent_run_id: str  # MLflow's run of the study
+    deadline_s: float | None  # Unix time after which no trial begins
     threads: int
     sampler_seed: int = 0
     log_file: str = os.devnull
@@ -191,17 +179,14 @@ def open_study(url: str, name: str, tune: TuneParams, *, sampler_seed: int = 0) 
 
 def pruner(tune: TuneParams) -> optuna.pruners.BasePruner:
     """The pruner that ``tune.pruner`` names."""
-    rule = tune.pruner
-    if isinstance(rule, MedianPruner):
-        # epochs count from 1, Optuna's steps from 0
-        return optuna.pruners.MedianPruner(
-            n_startup_trials=rule.startup_trials, n_warmup_steps=rule.warmup_epochs + 1
-        )
-    if isinstance(rule, HalvingPruner):
-        return optuna.pruners.SuccessiveHalvingPruner(
-            min_resource=rule.min_epochs, reduction_factor=rule.reduction
-        )
-    return optuna.pruners.NopPruner()
+    match tune.pruner:
+        case MedianPruner(startup_trials=n_trials, warmup_epochs=n_epochs):
+            # epochs count from 1, Optuna's steps from 0
+            return optuna.pruners.MedianPruner(n_trials, n_warmup_steps=n_epochs + 1)
+        case HalvingPruner(min_epochs=n_epochs, reduction=factor):
+            return optuna.pruners.SuccessiveHalvingPruner(n_epochs, reduction_factor=factor)
+        case _:
+            return optuna.pruners.NopPruner()
 
 
 def begin_study(url: str, name: str, params: Params, identity: Mapping[str, Any]) -> optuna.Study:
@@ -231,11 +216,6 @@ def next_seed(study: optuna.Study, url: str, tune: TuneParams) -> int:
     return int(np.random.SeedSequence([tune.seed, n_starts]).generate_state(1)[0])
 
 
-def is_ended(trial: FrozenTrial) -> bool:
-    """Whether a trial is over, whatever ended it."""
-    return bool(trial.state.is_finished())
-
-
 def count(trials: Sequence[FrozenTrial], *states: TrialState) -> int:
     """Trials in any of these states."""
     return sum(trial.state in states for trial in trials)
@@ -258,36 +238,28 @@ def sign_of(objective: str) -> int:
     return 1 if objective == "val_auroc" else -1
 
 
-def study_identity(params: Params, *, data: Mapping[str, str], code: str) -> dict[str, Any]:
-    """Everything that trials must share to be comparable, as plain flat values.
+def study_identity(params: Params, *, data: Mapping[str, str], code: str) -> dict[str, str]:
+    """Everything that trials must share to be comparable, as text by name.
 
     Parameters in the space are left out: writing the best into ``params.yaml`` doesn't make it
     another study.
     """
     space = params.tune.space
-    fixed = {
-        name: value
-        for name, value in flatten(params.sections("model", "train", "finetune")).items()
-        if not any(name == s or name.startswith(f"{s}.") for s in space)
-    }
     tune = params.tune.model_dump(exclude={*_NOT_IN_IDENTITY, "space"})
-    identity = {
-        **{f"data.{name}": value for name, value in data.items()},
-        "code": code,
-        **fixed,
-        "cache.dtype": params.cache.dtype,
-        **{f"tune.{name}": value for name, value in tune.items()},
-        **{f"tune.space.{name}": each.model_dump() for name, each in space.items()},
-    }
-    # as the database gives it back: tuples are lists
-    plain: dict[str, Any] = json.loads(json.dumps(identity, sort_keys=True))
-    return plain
+    identity = {f"data.{name}": value for name, value in data.items()}
+    identity |= {"code": code, "cache.dtype": params.cache.dtype}
+    identity |= {f"tune.{name}": value for name, value in tune.items()}
+    identity |= {f"tune.space.{name}": str(each.model_dump()) for name, each in space.items()}
+    for name, value in flatten(params.sections("model", "train", "finetune")).items():
+        if not any(name == s or name.startswith(f"{s}.") for s in space):
+            identity[name] = str(value)
+    return {name: str(value) for name, value in identity.items()}
 
 
 def check_identity(
     study: str,
-    then: Mapping[str, Any],
-    now: Mapping[str, Any],
+    then: Mapping[str, str],
+    now: Mapping[str, str],
     *,
     goes_on: bool = True,
     other_data: bool = False,
@@ -299,7 +271,7 @@ def check_identity(
     """
     found = []
     for name in sorted(then.keys() | now.keys()):
-        values = [str(identity.get(name)) for identity in (then, now)]
+        values = [identity.get(name, "missing") for identity in (then, now)]
         is_data = name.startswith("data.")
         matters = goes_on or is_data or name.startswith(("tune.objective", "tune.space."))
         if values[0] != values[1] and matters and not (is_data and other_data):

@@ -48,7 +48,6 @@ from src.tuning.study import (
     SHA256,
     Job,
     count,
-    is_ended,
     is_spent,
     open_study,
     reporting,
@@ -74,7 +73,9 @@ def search(study: optuna.Study, job: Job, n_workers: int, main: WorkerMain, log:
     They work in rounds of a limited number of trials per process; one that died is replaced in the
     next. ``main`` is what a process runs.
     """
-    ended = {trial.number for trial in study.get_trials(deepcopy=False) if is_ended(trial)}
+    ended = {
+        trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()
+    }
     seeds = itertools.count(job.sampler_seed)
     while not is_spent(study.get_trials(deepcopy=False), job.params.tune.n_trials):
         if job.deadline_s is not None and time.time() >= job.deadline_s:
@@ -137,7 +138,7 @@ def _report_ended(study: optuna.Study, ended: set[int], tune: TuneParams, log: L
     best = best_trial(trials, objective=tune.objective)
     so_far = "" if best is None else f", best {best.value:.4f} (trial {best.number})"
     for trial in trials:
-        if not is_ended(trial) or trial.number in ended:
+        if not trial.state.is_finished() or trial.number in ended:
             continue
         ended.add(trial.number)
         values = space.trial_values(tune.space, trial) or {}

@@ -20,6 +20,8 @@ from src.tuning.study import (
 )
 from tests.tuning.support import params, tune
 
+pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")  # ask by hand
+
 DATA = {"content_digest": "a" * 64, "split_sha256": "b" * 64, "patches": "c" * 64}
 
 
@@ -106,7 +108,11 @@ def test_applying_does_not_make_it_another_study():
     check_identity("s", _identity(), _identity(**best))
 
 
-OTHER_DATA = {"data": {**DATA, "patches": "e" * 64}}
+OTHER_pytestmark = pytest.mark.filterwarnings(
+    "ignore:Heartbeat of storage:UserWarning"
+)  # ask by hand
+
+DATA = {"data": {**DATA, "patches": "e" * 64}}
 
 
 @pytest.mark.parametrize(

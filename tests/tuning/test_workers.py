@@ -20,7 +20,11 @@ from src.tuning.study import REASON, begin_study, open_study, pruner, state_of, 
 from src.tuning.workers import Objective, optimize, reason_of, search
 from tests.tuning import support
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.tensorflow]
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.tensorflow,
+    pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning"),  # ask by hand
+]
 
 FIT = {
     "history": [{"epoch": 1, "val_auroc": 0.7, "val_loss": 0.6}],
