@@ -108,11 +108,7 @@ def test_applying_does_not_make_it_another_study():
     check_identity("s", _identity(), _identity(**best))
 
 
-OTHER_pytestmark = pytest.mark.filterwarnings(
-    "ignore:Heartbeat of storage:UserWarning"
-)  # ask by hand
-
-DATA = {"data": {**DATA, "patches": "e" * 64}}
+OTHER_DATA = {"data": {**DATA, "patches": "e" * 64}}
 
 
 @pytest.mark.parametrize(
