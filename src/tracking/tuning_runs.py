@@ -7,7 +7,7 @@ ends when it leaves. Runs whose process is gone are ended as KILLED by whoever c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging import Logger
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ STUDY_STAGE = "tune"
 TRIAL_STAGE = "trial"
 
 _STATE = "trial_state"
+_HAS_MODEL = "has_model"
 _STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -52,11 +53,8 @@ def open_study_run(
     store = connect()
     with reporting("did not take the run of a study"):
         close_dead()
-        found = store.client.search_runs(
-            [store.experiment_id],
-            filter_string=f"tags.{WORK_KEY} = '{key}' and tags.stage = '{STUDY_STAGE}'",
-            max_results=1,
-        )
+        of_study = f"tags.{WORK_KEY} = '{key}' and tags.stage = '{STUDY_STAGE}'"
+        found = store.client.search_runs([store.experiment_id], of_study, max_results=1)
         if found:
             run_id = str(found[0].info.run_id)
             set_tags(store, run_id, process_tags())
@@ -75,15 +73,15 @@ def ending_study_run(run_id: str) -> Iterator[None]:
     is_done = False
     try:
         with ending(connect(), run_id):
-            try:
-                yield
-            finally:
-                close_dead()
+            yield
             is_done = True
     except TrackingError as error:
         if not is_done:
             raise
         get_logger("tracking").warning(f"{error}; it is ended at the next start")
+    finally:
+        with suppress(TrackingError):  # the next command closes them
+            close_dead()
 
 
 def close_dead() -> None:
@@ -170,6 +168,7 @@ class TrialRun:
         run_id = self._run.run_id
         with self._warning(f"did not take the model of run {run_id}"):
             log_model(self._store, model_path, name=MODEL_NAME, run_id=run_id, extras={})
+            set_tags(self._store, run_id, {_HAS_MODEL: "yes"})
 
     @contextmanager
     def _warning(self, what_failed: str) -> Iterator[None]:
@@ -204,11 +203,11 @@ def log_study(
         store.client.log_artifacts(run_id, str(folder), "report")
         set_tags(store, run_id, tags)
         if only_model_of is not None:
-            models = store.client.search_logged_models([store.experiment_id])
-            for trial_run_id in {model.source_run_id for model in models} - {only_model_of}:
-                run_tags_ = store.client.get_run(trial_run_id).data.tags
-                if run_tags_.get("mlflow.parentRunId") == run_id:
-                    delete_models(store, trial_run_id)
+            of_study = f"tags.mlflow.parentRunId = '{run_id}' and tags.{_HAS_MODEL} = 'yes'"
+            for run in store.client.search_runs([store.experiment_id], of_study):
+                if run.info.run_id != only_model_of:
+                    delete_models(store, run.info.run_id)
+                    set_tags(store, run.info.run_id, {_HAS_MODEL: "no"})
 
 
 def _source() -> dict[str, str]:

@@ -87,7 +87,7 @@ def test_only_the_best_keeps_its_model(store, key, monkeypatch, tmp_path):
         for parent in (study, study, other)
     )
     for run_id in (former, best, foreign):
-        store.client.create_logged_model(store.experiment_id, source_run_id=run_id)
+        store.client.set_tag(run_id, "has_model", "yes")
     (tmp_path / "trials.csv").write_text("trial\n")
     log_study(study, metrics={"n": 1}, tags={}, folder=tmp_path, only_model_of=best)
     assert deleted == [former]
