@@ -34,6 +34,7 @@ TRIAL_STAGE = "trial"
 
 _STATE = "trial_state"
 _HAS_MODEL = "has_model"
+_SOURCE = {"mlflow.source.name": "python -m src.tune", "mlflow.source.type": "LOCAL"}
 _STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -60,7 +61,7 @@ def open_study_run(
             set_tags(store, run_id, process_tags())
             store.client.update_run(run_id, status="RUNNING")
             return run_id
-        all_tags = {"stage": STUDY_STAGE, "study": study, WORK_KEY: key, **_source(), **tags}
+        all_tags = {"stage": STUDY_STAGE, "study": study, WORK_KEY: key, **_SOURCE, **tags}
         run_id = begin(store, f"tune {study}", all_tags)
         for name, value in flatten(params).items():
             store.client.log_param(run_id, name, str(value)[:LONGEST_PARAM])
@@ -105,29 +106,16 @@ class TrialRun:
         """The run's id; None where the store didn't take it."""
         return self._run.run_id if self._run is not None else None
 
-    def begin(
-        self,
-        record: RunRecord,
-        *,
-        study: str,
-        number: int,
-        parent_run_id: str,
-        retry_of: int | None,
-    ) -> None:
-        """Create the run, with all that is known before anything is trained."""
-        tags = {
-            **run_tags(record),
-            **_source(),
-            "mlflow.parentRunId": parent_run_id,
-            "stage": TRIAL_STAGE,
-            "study": study,
-            "trial": str(number),
-            _STATE: "running",
-            **({"retry_of": str(retry_of)} if retry_of is not None else {}),
-        }
+    def begin(self, record: RunRecord, *, parent_run_id: str, tags: Mapping[str, str]) -> None:
+        """Create the run, with all that is known before anything is trained.
+
+        ``tags``: ``study``, ``trial`` (its number), and ``retry_of`` where it stands in for one.
+        """
+        about = {"mlflow.parentRunId": parent_run_id, "stage": TRIAL_STAGE, _STATE: "running"}
         with self._warning("did not take a new run"):
             store = connect()
-            run_id = begin(store, f"trial {number}", tags)
+            all_tags = {**run_tags(record), **_SOURCE, **about, **tags}
+            run_id = begin(store, f"trial {tags['trial']}", all_tags)
             self._store, self._run = store, TrainingRun(store, run_id)
             describe(store, run_id, record)
 
@@ -208,7 +196,3 @@ def log_study(
                 if run.info.run_id != only_model_of:
                     delete_models(store, run.info.run_id)
                     set_tags(store, run.info.run_id, {_HAS_MODEL: "no"})
-
-
-def _source() -> dict[str, str]:
-    return {"mlflow.source.name": "python -m src.tune", "mlflow.source.type": "LOCAL"}

@@ -73,9 +73,7 @@ def search(study: optuna.Study, job: Job, n_workers: int, main: WorkerMain, log:
     They work in rounds of a limited number of trials per process; one that died is replaced in the
     next. ``main`` is what a process runs.
     """
-    ended = {
-        trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()
-    }
+    ended = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
     seeds = itertools.count(job.sampler_seed)
     while not is_spent(study.get_trials(deepcopy=False), job.params.tune.n_trials):
         if job.deadline_s is not None and time.time() >= job.deadline_s:
@@ -219,12 +217,13 @@ def optimize(study: optuna.Study, job: Job, objective: Callable[[optuna.Trial], 
             )
             return
         except Exception:
-            # A worker that was silent too long (stopped, a laptop asleep) counts as dead: its trial
-            # is FAIL and its stand-in enqueued. Optuna raises "Cannot tell a FAIL trial" then.
+            # Optuna raises "Cannot tell a FAIL trial" where somebody else ended ours: a worker that
+            # was silent too long (stopped, a laptop asleep) counts as dead, its stand-in is
+            # enqueued; and on SQLite two workers may begin the same waiting trial.
             trials = study.get_trials(deepcopy=False)
-            if len(numbers) == n_before or trials[numbers[-1]].state != TrialState.FAIL:
+            if len(numbers) == n_before or not trials[numbers[-1]].state.is_finished():
                 raise
-            get_logger("tune").warning(f"trial {numbers[-1]} counted as dead; it is tried again")
+            get_logger("tune").warning(f"trial {numbers[-1]} was ended by another process")
 
 
 class Objective:
@@ -248,13 +247,10 @@ class Objective:
 
         try:
             params = trial_params(self._job.params, space.draw(trial, self._tune.space))
-            run.begin(
-                self._record(params),
-                study=self._job.study,
-                number=trial.number,
-                parent_run_id=self._job.parent_run_id,
-                retry_of=retry_of(self._study.get_trials(deepcopy=False)[trial.number]),
-            )
+            tags = {"study": self._job.study, "trial": str(trial.number)}
+            former = retry_of(self._study.get_trials(deepcopy=False)[trial.number])
+            tags |= {} if former is None else {"retry_of": str(former)}
+            run.begin(self._record(params), parent_run_id=self._job.parent_run_id, tags=tags)
             trial.set_user_attr("run_id", run.run_id)
             model, fit = run_trial(params, self._shared, hear)
             value = score(fit, self._tune.objective)

@@ -49,10 +49,10 @@ def work_cheaply(job: Job, pipe: Connection) -> None:  # noqa: ARG001
     _work(job, lambda _: 0.5)
 
 
-def die_in_the_first_trial(job: Job, pipe: Connection) -> None:  # noqa: ARG001
-    """A worker that is killed in trial 0 and no other; two seconds later that is noticed."""
+def die_if_first(job: Job, pipe: Connection) -> None:  # noqa: ARG001
+    """A worker that is killed in its first trial if it is the first; seconds later it's noticed."""
     studies.HEARTBEAT_S, studies.STALE_AFTER_S = 1, 2
-    _work(job, lambda trial: _die() if trial.number == 0 else _take_a_second())
+    _work(job, lambda _: _die() if job.sampler_seed == 0 else _take_a_second())
 
 
 def die_at_once(job: Job, pipe: Connection) -> None:  # noqa: ARG001

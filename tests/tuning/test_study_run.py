@@ -71,7 +71,7 @@ def test_a_store_that_is_gone_costs_a_trial_nothing(monkeypatch):
     run = TrialRun(get_logger("tune"))
     record = SimpleNamespace()
     monkeypatch.setattr(tuning_runs, "run_tags", lambda _: {})
-    run.begin(record, study="s", number=0, parent_run_id="r", retry_of=None)
+    run.begin(record, parent_run_id="r", tags={"trial": "0"})
     run.log_epoch(1, {"val_auroc": 0.5})
     run.end("complete", value=0.5)
     assert run.run_id is None

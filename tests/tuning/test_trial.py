@@ -24,7 +24,7 @@ from src.tuning.trial import (
 from tests.model.support import labelled, random_patches, runtime_params
 from tests.tuning.support import params, tune
 
-pytestmark = pytest.mark.tensorflow
+pytestmark = [pytest.mark.tensorflow, pytest.mark.timeout(900)]
 
 BASE = {
     "model.backbone": "resnet_tiny",
