@@ -28,8 +28,7 @@ from src.data.batches import (
     ordered_batches,
     training_batches,
 )
-from src.data.identity import dataset_identity, split_kind
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches, dataset_identity, split_kind
 from src.model.activations import FrozenLayers, Inputs
 from src.model.checkpoint import Checkpoint, recorded_params, work_identity, work_key
 from src.model.classifier import FEATURE_SCALE, BatchNormMode, cut, unfreeze

@@ -13,8 +13,7 @@ import pytest
 
 from src import paths
 from src.data.augmentation import build_augmentation
-from src.data.batches import epoch_views, ordered_batches, training_batches
-from src.data.views import apply_views
+from src.data.batches import apply_views, epoch_views, ordered_batches, training_batches
 from src.model import activations
 from src.model.activations import (
     ActivationsOverflow,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from src.data.views import apply_view
+from src.data.batches import apply_view
 from src.model import inference
 from src.model.classifier import build_classifier
 from src.model.inference import averaged_over_views, predict_outputs, view_logits
