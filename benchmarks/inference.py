@@ -31,8 +31,8 @@ from src.data.patch_inputs import PatchInput, open_input
 from src.drawing.patches import draw_chunk
 from src.drawing.plan import plan_subset
 from src.params import load_params
-from src.prediction import write_predictions
-from src.scoring import Scorer, start
+from src.model.scorer import Scorer, write_predictions
+from src.system.determinism import start_scoring
 
 Pixels = NDArray[np.uint8]
 Way = Callable[[Pixels], NDArray[np.float32]]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from src import paths
-from src.deciding import difference, groups_by_class, read_holdout
+from src.evaluation.comparison import difference, groups_by_class, read_holdout
 from src.evaluation.looks import Look, holdout_sha256
 from src.evaluation.metrics import auroc
 from src.evaluation.promotion import Decision, Evidence, decide

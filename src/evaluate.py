@@ -16,8 +16,8 @@ from src.data.identity import check_trained_here, split_kind
 from src.evaluation.predictions import ONE_VIEW, rows_of
 from src.explanation import write_gallery
 from src.params import EvaluateParams, Params, load_params
-from src.scoring import finite, start
 from src.system.cli import run
+from src.system.determinism import start_scoring
 from src.system.durable import read_json, replacing_folder, write_bytes, write_json
 from src.system.log import configure, get_logger
 
@@ -65,7 +65,7 @@ def load_model(params: Params) -> "keras.Model":
     """Start TensorFlow and load the verified ``models/finetuned``."""
     from src.model.inference import load_classifier
 
-    start(params.runtime)
+    start_scoring(params.runtime)
     return load_classifier(paths.FINETUNED_MODEL)
 
 
@@ -99,6 +99,7 @@ def _view_logits(
     By the graph of ``models/final`` up to the mean over the views.
     """
     from src.model.inference import predict_outputs
+    from src.model.scorer import finite
     from src.model.tta import view_logits
 
     logits = predict_outputs(
@@ -215,9 +216,8 @@ def run_of_the_model() -> str:
 
 def look_at_holdout(run_id: str, predictions: "pd.DataFrame", *, tta: bool) -> "Look":
     """Which of the models judged on this holdout this one is; noted before anything is shown."""
-    from src.deciding import final_weights_sha256, model_key
     from src.evaluation.looks import Look, holdout_sha256
-    from src.tracking.looks import take_look
+    from src.tracking.looks import final_weights_sha256, model_key, take_look
 
     digest = holdout_sha256(rows_of(predictions, "holdout"))
     number = take_look(run_id, digest, model_key(final_weights_sha256(), tta=tta))
@@ -358,8 +358,7 @@ def write_report(log: Logger) -> None:
 
 def log_to_run(run_id: str, report: "Report", figures: "Mapping[str, Figure]", log: Logger) -> None:
     """Add metrics, pictures, page and card to the MLflow run that fine-tuned the model."""
-    from src.tracking.run_files import add_files
-    from src.tracking.runs import add_evaluation
+    from src.tracking.runs import add_evaluation, add_files
 
     against = report["against_baseline"]
     tags = {

@@ -21,7 +21,7 @@ def main() -> None:
 
     The pictures also go to MLflow, as one run beside the training runs.
     """
-    from src.tracking import exploration_run
+    from src.tracking.runs import log_exploration
 
     params = load_params()
     configure(params.runtime.verbosity)
@@ -33,8 +33,7 @@ def main() -> None:
         log=get_logger("explore"),
     )
     # last, so that the pictures are there even where MLflow isn't
-    with exploration_run.exploration_run(_data_tags()) as run_:
-        run_.log_result(report, paths.EXPLORE)
+    log_exploration(_data_tags(), report, paths.EXPLORE)
 
 
 def explore(

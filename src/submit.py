@@ -4,6 +4,8 @@ Kaggle knows a submission by its description, which names version, run and SHA-2
 is never uploaded twice, and a second call goes on waiting for the scores of the first.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import time
@@ -14,6 +16,7 @@ from logging import Logger
 from typing import Annotated, Any, Protocol, cast
 
 import typer
+from requests import HTTPError, RequestException
 
 from src import paths
 from src.data.download import COMPETITION, kaggle_client
@@ -105,7 +108,15 @@ def main(
     if scores is None:
         log.info(f"no scores yet after {wait:g} s; run again later, nothing is uploaded twice")
         return
-    record_scores(sent, scores, log)
+    from src.tracking.registry import find_version
+
+    found = {"public": scores.public, "private": scores.private}
+    known = {kind: value for kind, value in found.items() if value is not None}
+    if not known:
+        raise SubmitError("Kaggle scored the submission but shows no score; run again later")
+    find_version(sent.name, sent.version).add_kaggle_scores(known, submission_sha256=sent.sha256)
+    said = ", ".join(f"{kind} {value:.4f}" for kind, value in known.items())
+    log.info(f"Kaggle's AUROC of version {sent.version}: {said}")
 
 
 def read_sent() -> Sent:
@@ -211,19 +222,6 @@ def wait_for_scores(
         sleep(_POLL_EVERY_S)
 
 
-def record_scores(sent: Sent, scores: Scores, log: Logger) -> None:
-    """Write the scores onto the run, as metrics, and onto the version, as tags."""
-    from src.tracking.scores import write_scores
-
-    found = {"public": scores.public, "private": scores.private}
-    known = {kind: value for kind, value in found.items() if value is not None}
-    if not known:
-        raise SubmitError("Kaggle scored the submission but shows no score; run again later")
-    write_scores(sent.name, sent.version, sent.run_id, submission_sha256=sent.sha256, scores=known)
-    said = ", ".join(f"{kind} {value:.4f}" for kind, value in known.items())
-    log.info(f"Kaggle's AUROC of version {sent.version}: {said}")
-
-
 def _status(entry: Any) -> str:
     return str(getattr(entry.status, "name", entry.status)).upper()
 
@@ -235,8 +233,6 @@ def _number(score: str | float | None) -> float | None:
 @contextmanager
 def _refusals() -> Iterator[None]:
     """Turn what Kaggle's client raises inside into one line."""
-    from requests import HTTPError, RequestException
-
     try:
         yield
     except HTTPError as error:

@@ -9,16 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src import deciding, evaluate, paths
+from src import evaluate, paths
 from src.data.identity import OtherData, SplitKind
 from src.data.labelled import LabelledPatches
+from src.evaluation import comparison
 from src.evaluation.baseline import N_FEATURES
 from src.evaluation.looks import Look, holdout_sha256
 from src.evaluation.metrics import auroc, calibration_intercept, calibration_slope, ece
 from src.evaluation.promotion import decide
 from src.params import load_params
 from src.system.durable import verify_folder, write_json
+from src.tracking import looks
 from tests.data.tables import patches_frame
+from tests.evaluation.test_comparison import FakeScores, fake_version
 
 PARAMS = load_params().evaluate
 FIRST = Look(1, "0" * 64)
@@ -214,9 +217,6 @@ def test_predictions_come_back_as_written(predictions, workspace):  # noqa: ARG0
 
 def test_shuffled_holdout_labels_promote_nothing(predictions, workspace, monkeypatch):
     """A result that comes from anything but the labels: a leak, the split, the rules themselves."""
-    monkeypatch.setattr(deciding, "reload_error", lambda *_: 0.0)
-    monkeypatch.setattr("src.deciding.golden_error", lambda *_: 0.0)
-    monkeypatch.setattr("src.tracking.looks.take_look", lambda *_: 1)
     monkeypatch.setattr(paths, "INGEST_REPORT", workspace / "report.json")
     write_json(paths.INGEST_REPORT, {"digests": {"train": "f" * 64}})
     right = predictions.assign(sha256="", baseline_probability=np.linspace(0, 1, 240) % 0.1)
@@ -235,25 +235,17 @@ def _judged(predictions):
         predictions, evaluate.operating_point_on_val(predictions, PARAMS), FIRST, PARAMS
     )
     evaluate.write_predictions(predictions)
-    version = SimpleNamespace(
-        version=1,
-        run_id="run",
-        operating_point={"tta": False},
-        evidence={"final_weights_sha256": "b" * 64, "data": {"train": "f" * 64}},
-        seen_ids=frozenset(),
-        seen_sha256=frozenset(["known"]),
-        seen_slides=frozenset(),
-        model=None,
-        golden=None,
-        tags={},
-    )
-    evidence, _ = deciding.gather(
+    version = fake_version(1)
+    holdout = comparison.read_holdout(paths.PREDICTIONS)
+    evidence, _ = comparison.gather(
         version,
-        deciding.Champion(),
-        deciding.read_holdout(paths.PREDICTIONS),
-        load_params(),
+        comparison.Champion(),
+        holdout,
+        FakeScores({1: holdout.set_index("id")["probability"]}),
+        FIRST,
+        load_params().register_,
+        confidence=PARAMS.confidence,
         is_evaluated=True,
-        log=logging.getLogger("test"),
     )
     return report["holdout"]["auroc"], decide(evidence)
 
@@ -321,15 +313,16 @@ def test_look_is_known_by_weights_views_and_patches(predictions, monkeypatch):
     ``register`` takes anew."""
     taken = []
     monkeypatch.setattr("src.tracking.looks.take_look", lambda *look: taken.append(look) or 1)
-    monkeypatch.setattr(deciding, "final_weights_sha256", lambda: "b" * 64)
+    monkeypatch.setattr("src.tracking.looks.final_weights_sha256", lambda: "b" * 64)
     rows = predictions.assign(sha256=predictions["id"])
     for tta in (False, True):
         evaluate.look_at_holdout("run", rows, tta=tta)
     digest = holdout_sha256(rows[rows["split"] == "holdout"].sample(frac=1, random_state=0))
     assert taken == [("run", digest, "b" * 64), ("run", digest, "b" * 64 + "+tta")]
     evidence = {"final_weights_sha256": "b" * 64}
-    for (_, _, model), tta in zip(taken, (False, True), strict=True):
-        version = SimpleNamespace(evidence=evidence, operating_point={"tta": tta})
-        assert deciding.scores_of(version) == model
+    for tta in (False, True):
+        version = SimpleNamespace(run_id="run", evidence=evidence, operating_point={"tta": tta})
+        looks.look_of(version, digest)
+    assert taken[2:] == taken[:2]
     evaluate.look_at_holdout("run", rows.assign(label=1 - rows["label"]), tta=False)
     assert taken[-1][1] != digest

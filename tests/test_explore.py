@@ -16,7 +16,7 @@ from src.explore import explore
 from src.params import ExploreParams
 from src.system.durable import verify_folder, write_json, write_manifest
 from src.system.errors import ProjectError
-from src.tracking import exploration_run
+from src.tracking import runs
 from tests.data.tables import patches_frame, write_split_folder, write_store
 
 LOG = logging.getLogger("test.explore")
@@ -161,10 +161,10 @@ def test_without_mlflow_the_pictures_are_there_all_the_same(tmp_path, monkeypatc
         monkeypatch.setattr(paths, name, tmp_path / path)
     monkeypatch.setattr(explore_stage, "configure", lambda _: None)
 
-    def unreachable(_):
+    def unreachable(*_):
         raise ProjectError("MLflow can't be reached")
 
-    monkeypatch.setattr(exploration_run, "exploration_run", unreachable)
+    monkeypatch.setattr(runs, "log_exploration", unreachable)
     with pytest.raises(ProjectError, match="can't be reached"):
         explore_stage.main()
     assert set(verify_folder(tmp_path / "explore")) > ALWAYS

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
-from src.tracking.processes import this_process
+from src.tracking.lifecycle import this_process
 
 if TYPE_CHECKING:
     import optuna

@@ -7,7 +7,7 @@ and nothing else, so it may be applied any number of times, by anyone.
 
 from typing import TYPE_CHECKING, Any
 
-from src.tracking.processes import ProcessIdentity, is_dead_since_boot
+from src.tracking.lifecycle import ProcessIdentity, is_dead_since_boot
 from src.tuning import budget
 from src.tuning.space import PRESENT
 
