@@ -5,60 +5,28 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from src import deciding, evaluate, paths, predict, prediction, promote, register, scoring, serving
+from src import evaluate, paths, predict, promote, register, serve
 from src.evaluation.baseline import N_FEATURES
+from src.model import scorer
+from src.model.final import CONTRACT
 from src.params import load_params
+from src.tracking import registry
 from tests.evaluated import labelled_patches
 from tests.model.support import SMALL, random_patches
 
-VERSION = SimpleNamespace(name="m", version=2, contract=None, model=None)
 PIXELS = random_patches(8)
-NAN_OF_TWO = np.array([0.5, np.nan], np.float32)
 
 
-def test_nan_is_refused_rather_than_called_normal(monkeypatch):
+def test_nan_is_refused_rather_than_called_normal():
     """NaN >= threshold is False: a broken model would clear every patch."""
-    monkeypatch.setattr(scoring, "check_contract", lambda *_: None)
-    monkeypatch.setattr(scoring, "forward_pass", lambda _: lambda _: NAN_OF_TWO[:, None])
-    version = SimpleNamespace(**vars(VERSION), operating_point={"threshold": 0.4})
-    with pytest.raises(
-        scoring.ScoreError, match="version 2 of m gives no finite number for 1 of 2"
-    ):
-        scoring.Scorer(version).probabilities(np.zeros((2, 96, 96, 3), np.uint8))
-
-
-def test_nan_judges_no_version(monkeypatch):
-    """Catches a plain ValueError, and so a traceback, out of register and promote."""
-    patches = labelled_patches(["a", "b"], [0, 1])
-    monkeypatch.setattr("src.data.labelled.load_split", lambda _: patches)
-    monkeypatch.setattr(
-        "src.model.inference.predict_outputs", lambda *_, **__: NAN_OF_TWO.astype(np.float64)
-    )
-    with pytest.raises(scoring.ScoreError, match="run: dvc repro --force finetune"):
-        deciding.score(VERSION, pd.Series(["a", "b"]), 8, None)
+    with pytest.raises(scorer.ScoreError, match="version 2 of m gives no finite number for 1 of 2"):
+        scorer.finite(np.array([0.5, np.nan]), "version 2 of m")
 
 
 class Started(Exception):
-    """A stage has started TensorFlow and goes on to its work."""
-
-
-def _begin_promoting() -> None:
-    promote.judge(load_params(), 1, logging.getLogger("test"))
-
-
-def _begin_rolling_back() -> None:
-    promote.check_unchanged(load_params(), 1)
-
-
-def _begin_predicting() -> None:
-    predict.predict_test(load_params(), logging.getLogger("test"))
-
-
-def _begin_predicting_input() -> None:
-    prediction.load_champion("m", load_params(), logging.getLogger("test"))
+    """A command has started TensorFlow and goes on to its work."""
 
 
 @pytest.mark.tensorflow
@@ -67,11 +35,11 @@ def _begin_predicting_input() -> None:
     [
         lambda: evaluate.load_model(load_params()),
         register.main,
-        _begin_promoting,
-        _begin_rolling_back,
-        _begin_predicting,
-        _begin_predicting_input,
-        lambda: serving._load_pyfunc("folder"),
+        lambda: promote.main(version=1),
+        lambda: promote.main(rollback=True),
+        predict.main,
+        lambda: predict.main(input_="in", output=paths.ROOT / "new.csv"),
+        lambda: serve._load_pyfunc("folder"),
     ],
     ids=["evaluate", "register", "promote", "rollback", "predict", "predict --input", "serve"],
 )
@@ -82,21 +50,23 @@ def test_scores_are_made_without_tf32(begin, monkeypatch):
     def started(*_, **__):
         raise Started
 
-    for name in (
-        "src.model.inference.load_classifier",
-        "src.tracking.aliases.alias_changes",
-        "src.tracking.registry.load_version",
-        "src.tracking.served.load_served",
-        "src.promote.standing_champion",
-        "src.predict.load_chosen",
-    ):
+    version = SimpleNamespace(name="m", number=1, verify=lambda: None)
+    champion = SimpleNamespace(name="m", number=2, verify=lambda: None)
+    for name in ("src.model.inference.load_classifier", "src.model.scorer.Scorer"):
         monkeypatch.setattr(name, started)
+    for name in ("src.model.scorer.HoldoutScores", "src.tracking.registry.version_in"):
+        monkeypatch.setattr(name, started)
+    for module in (register, promote):
+        monkeypatch.setattr(module, "read_holdout", started)
     monkeypatch.setattr(register, "check_trained_here", lambda *_: None)
-    monkeypatch.setattr(promote, "_tags", lambda *_: {})
-    monkeypatch.setattr(predict, "read_json", lambda _: {"no_submission": False})
-    monkeypatch.setattr(predict, "check_chosen", lambda _: None)
-    monkeypatch.setattr("src.tracking.registry.champion_version", lambda _: 1)
-    monkeypatch.setattr("src.tracking.registry.verify_version", lambda *_: None)
+    monkeypatch.setattr(registry, "champion_of", lambda _: champion)
+    monkeypatch.setattr(registry, "find_version", lambda *_: version)
+    monkeypatch.setattr("src.tracking.promotions.champion_before", lambda *_: version)
+    said = {"no_submission": False, "digests": {}, "name": "m"}
+    chosen = {"predict_with": {"role": "champion", "version": 1}}
+    monkeypatch.setattr(predict, "read_json", lambda _: said | chosen)
+    monkeypatch.setattr(predict, "check_chosen", lambda *_: None)
+    monkeypatch.setattr(predict, "open_input", lambda _: None)
     tf.config.experimental.enable_tensor_float_32_execution(True)
     with pytest.raises(Started):
         begin()
@@ -148,8 +118,6 @@ def classifier():
 def test_every_route_gives_the_scores_of_evaluate(tta, classifier, ten_bits, tmp_path, monkeypatch):  # noqa: ARG001
     """Catches a second graph of the same weights: BatchNorm apart here, folded there. In full
     float32 such graphs agree and hide it."""
-    from src.model.inference import load_classifier
-
     params = load_params()
     chosen = params.evaluate.model_copy(update={"tta": tta})
     runtime = params.runtime.model_copy(update={"inference_batch_size": 8})
@@ -165,22 +133,28 @@ def test_every_route_gives_the_scores_of_evaluate(tta, classifier, ten_bits, tmp
         (replace(split, split="val"), split),
         logits=[logits, logits],
         histograms=[rng.random((n, N_FEATURES), dtype=np.float32)] * 3,
+        seed=1,
     )
     holdout = predictions[predictions["split"] == "holdout"]
     expected = holdout["probability"].to_numpy()
     assert np.ptp(expected) > 0.5
     monkeypatch.setattr(paths, "FINAL_MODEL", tmp_path / "final")
-    monkeypatch.setattr(evaluate, "seen_patches", lambda: {"ids": [], "sha256": []})
-    monkeypatch.setattr("src.data.labelled.load_split", lambda _: split)
+    seen = {"ids": [], "sha256": [], "slides": []}
+    monkeypatch.setattr(evaluate, "seen_in_training", lambda: seen)
+    monkeypatch.setattr(scorer, "load_split", lambda _: split)
     point = evaluate.operating_point_on_val(predictions, chosen)
     evaluate.write_final(classifier, point)
-    final = load_classifier(paths.FINAL_MODEL)
     version = SimpleNamespace(
-        **{**vars(VERSION), "model": final}, operating_point={"threshold": point.threshold}
+        name="m",
+        number=2,
+        contract=CONTRACT,
+        golden=(split.pixels, np.log(expected / (1 - expected))),
+        model_file=paths.FINAL_MODEL / "model.keras",
+        operating_point={"threshold": point.threshold},
     )
-    registered = deciding.score(version, holdout["id"], 8, log)
-    served = scoring.Scorer(version).probabilities(split.pixels)
-    golden = deciding.logits_of(final, split.pixels)
+    scores = scorer.HoldoutScores(batch_size=8, log=log)
+    registered = scores.probabilities(version, holdout["id"])
+    served = scorer.Scorer(version).probabilities(split.pixels)
     np.testing.assert_allclose(registered, expected, rtol=0, atol=1e-4)
     np.testing.assert_allclose(served, expected, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(golden, np.log(expected / (1 - expected)), rtol=0, atol=1e-3)
+    assert scores.golden_error(version) < 1e-3
