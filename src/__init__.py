@@ -1,43 +1,49 @@
 """Archive to submission for Kaggle's *Histopathologic Cancer Detection*, every number traceable.
 
-Rooms
------
-Stages, in pipeline order, each ``python -m src.<stage>``, a stage of ``dvc.yaml`` and a section of
-``params.yaml``: ``sample ingest split explore train finetune evaluate register predict``.
-Commands beside the pipeline: ``promote`` (who is champion), ``trace`` (where a submission comes
-from), ``submit`` (to Kaggle). What several of them share stands beside them: ``training``,
-``deciding``, ``explanation``.
+Map
+---
+Stages, in pipeline order. Each is ``python -m src.<stage>``, a stage in ``dvc.yaml`` and a section
+of ``params.yaml``: ``sample ingest split explore train finetune evaluate register predict``.
+
+Commands outside the pipeline: ``fetch`` (downloads Kaggle's archive), ``tune`` (searches unfreeze
+depth and learning rates), ``promote`` (decides which version is champion), ``serve`` (answers over
+HTTP), ``submit`` (to Kaggle), ``trace`` (where a submission comes from).
+
+Shared by everything: ``params`` (``params.yaml``, typed), ``paths`` (every path, once).
+Shared by several stages: ``explanation training``.
 
 ==============  ==============================================================================
-``data``        what a patch is: archives, TIFF decoding, checks, grouping, splitting, store
-``drawing``     the generated archive: patches whose label shows in shapes and not in colours
-``model``       the classifier: ResNet50, preprocessing inside; frozen trunk computed once,
-                training loop, exact resume, schedules, devices
-``evaluation``  what a score means: metrics, intervals, calibration, operating point, figures
-``tracking``    what happened: MLflow runs, registry, lineage. The only room that imports mlflow
-``system``      durable writes, locks, determinism, logging, progress, errors
-``tuning``      of the command ``tune``: space, study, trials, worker processes, reports
+``data``        what a patch is: archives, TIFF decoding, checks, groups, splits, packed pixels
+``drawing``     the generated archive: patches whose label shows in shapes, not in colours
+``model``       the classifier: ResNet50 with its preprocessing, frozen activations, training loop,
+                exact resume, inference, Grad-CAM
+``evaluation``  what a score means: metrics, intervals, calibration, operating point, report
+``tracking``    what happened: MLflow runs, registered versions, promotions, lineage. The only room
+                that imports MLflow
+``tuning``      the search: space, study, trials, worker processes
+``system``      durable writes, locks, determinism, command line, log, progress, errors
 ==============  ==============================================================================
 
 Import rule
 -----------
-Stages may import every room; ``data``, ``drawing``, ``model``, ``evaluation`` and ``tracking``
-may import ``system``, ``src.params`` and ``src.paths``; ``model`` and ``drawing`` may import
-``data``; ``tuning`` may import every room and no room imports it; nothing imports a stage.
-TensorFlow and MLflow are imported only where used, never while ``--help`` is printed.
-``tests/test_rooms.py`` holds this.
+Stages and commands may import every room; nothing imports a stage or a command. ``data``,
+``drawing``, ``evaluation`` and ``tracking`` may import ``system``; ``drawing`` and ``model`` may
+import ``data`` too; ``tuning`` may import every room, and no room imports it. Everything may import
+``src.params`` and ``src.paths``. ``python -m src.<anything> --help`` loads neither TensorFlow nor
+MLflow. ``tests/test_rooms.py`` checks all of this, and that this map names what is there.
 
 Glossary
 --------
 patch             one 96 × 96 px RGB image
-slide             the whole-slide image a patch was cut from
-group             patches that stay on one side of a split: a slide or its stand-in, duplicates
+slide             the whole-slide image that a patch was cut from
+group             patches that must be on the same side of a split: those of a slide (or of a stain
+                  cluster standing in for slides), near-duplicates included
 split             train / val / holdout; *test* always means Kaggle's unlabelled patches
 label             0 normal, 1 tumour in the centre 32 × 32 px
 logit             the classifier's output before the sigmoid; *probability* after it
 backbone          the convolutional network without its classifying head
 trunk / tail      the frozen lower part / the trained upper part of the classifier
-head              pooling, dropout and the one logit unit on top of the backbone
+head              pooling, dropout and the single logit unit on top of the backbone
 depth             residual blocks unfrozen, counted from the top (0 … 16)
 view              one of the 8 flips and rotations of the square (D4)
 operating point   the threshold on the probability, with the rule that chose it on val

@@ -1,14 +1,16 @@
-"""``params.yaml`` read once into frozen, typed sections: one a stage, ``model`` and ``runtime``.
+"""``params.yaml`` read once into frozen, typed sections: one per stage, ``model`` and ``runtime``.
 
 Every value has its range and unit here and nowhere else; unknown keys are refused. Each parameter
-that a stage reads stands in that stage's ``params`` in ``dvc.yaml`` (a test holds it), except
+that a stage reads is listed in that stage's ``params`` in ``dvc.yaml`` (a test checks this), except
 ``runtime``, which can't change a result.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -16,11 +18,14 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    StrictBool,
     Tag,
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError
+from ruamel.yaml.error import YAMLError
 
 from src import paths
 from src.system.errors import ProjectError
@@ -31,24 +36,29 @@ class ParamsError(ProjectError):
 
 
 class _Section(BaseModel):
+    # strict: "1e-3", true and 3.0 are no numbers, no number and no whole number; 1 is a float
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-Number = float  # a strict float: whole numbers pass, text and booleans don't
-Seed = Annotated[int, Field(ge=0, lt=2**32, description="seed of every random choice made here")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # of every random choice that the section makes
+Epochs = Annotated[int, Field(ge=1, le=10_000)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]  # patches
+Between0And1 = Annotated[float, Field(gt=0, lt=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Switch = Literal["auto", "on", "off"]
 
 
 class SampleParams(_Section):
     """The generated archive."""
 
     seed: Seed
-    n_train: int = Field(ge=20, le=1_000_000, description="labelled patches")
-    n_test: int = Field(ge=1, le=1_000_000, description="unlabelled patches")
-    n_train_slides: int = Field(ge=2, description="slides the labelled patches come from")
-    n_test_slides: int = Field(ge=1, description="other slides, for the unlabelled patches")
+    n_train: int = Field(ge=20, le=1_000_000)  # labelled patches
+    n_test: int = Field(ge=1, le=1_000_000)  # unlabelled patches
+    n_train_slides: int = Field(ge=2)  # slides the labelled patches come from
+    n_test_slides: int = Field(ge=1)  # other slides, for the unlabelled patches
 
     @model_validator(mode="after")
-    def _slides_have_patches(self) -> "SampleParams":
+    def _slides_have_patches(self) -> Self:
         if self.n_train_slides > self.n_train or self.n_test_slides > self.n_test:
             raise ValueError("n_train_slides and n_test_slides must not exceed n_train and n_test")
         return self
@@ -67,28 +77,19 @@ Extra = Annotated[str, AfterValidator(_below_extra)]
 class IngestParams(_Section):
     """Where the patches come from, and how many may be unreadable."""
 
-    archive: str = Field(
-        min_length=1, description="zip or folder in Kaggle's layout, or folder of PCam's h5 files"
-    )
-    extra: tuple[Extra, ...] = Field(
-        default=(), strict=False, description="further archives whose labelled patches join train"
-    )
-    no_submission: StrictBool = Field(
-        default=False,
-        description="leave the test images out; allows PCam beside Kaggle's archive, whose test "
-        "images PCam labels",
-    )
-    slides: Extra | None = Field(
-        default=None, description="csv id,slide or id,wsi; null: the archive's own"
-    )
-    h5_sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
-        default_factory=dict,
-        description="file name → SHA-256 of h5 files that aren't PCam's published ones",
-    )
-    max_bad: int = Field(ge=0, description="unreadable images to quarantine before giving up")
+    # a zip or a folder in Kaggle's layout, or a folder of PatchCamelyon's h5 files
+    archive: str = Field(min_length=1)
+    extra: tuple[Extra, ...] = Field(default=(), strict=False)  # their labelled patches join train
+    # leave the test images out; allows PatchCamelyon beside Kaggle's archive, whose test images
+    # PatchCamelyon labels
+    no_submission: bool = False
+    slides: Extra | None = None  # csv id,slide or id,wsi; null: the archive's own
+    # file name → SHA-256 of h5 files other than those PatchCamelyon publishes
+    h5_sha256: dict[str, Sha256] = Field(default_factory=dict)
+    max_bad: int = Field(ge=0)  # unreadable images to quarantine before the stage fails
 
     @model_validator(mode="after")
-    def _archive_is_not_extra(self) -> "IngestParams":
+    def _archive_is_not_extra(self) -> Self:
         if len({self.archive, *self.extra}) != 1 + len(self.extra):
             raise ValueError("archive and extra must name different archives, each once")
         return self
@@ -98,28 +99,23 @@ class ExploreParams(_Section):
     """Pictures of the data."""
 
     seed: Seed
-    patches_per_class: int = Field(ge=4, le=100, description="patches shown per class")
+    patches_per_class: int = Field(ge=4, le=100)  # patches shown
 
 
 class SplitParams(_Section):
     """Whole groups go to train, val or holdout; train gets what the other two leave."""
 
     seed: Seed
-    group_by: Literal["auto", "slide", "stain", "patch"] = Field(
-        description="what stays together: slides, stain clusters standing in for them, or single "
-        "patches; auto: slides where the archive names any, else stain"
-    )
-    val_fraction: Number = Field(gt=0, lt=1, description="share of labelled patches in val")
-    holdout_fraction: Number = Field(gt=0, lt=1, description="share of labelled patches in holdout")
-    n_folds: int | None = Field(
-        default=None, ge=3, le=100, description="cross-validation folds; null uses the fractions"
-    )
-    fold: int = Field(
-        default=0, ge=0, description="from 0: the fold held out; the next one is val, others train"
-    )
+    # what stays together: slides, stain clusters standing in for them, or single patches;
+    # auto: slides if the archive names any, otherwise stain
+    group_by: Literal["auto", "slide", "stain", "patch"]
+    val_fraction: Between0And1  # share of the labelled patches
+    holdout_fraction: Between0And1
+    n_folds: int | None = Field(default=None, ge=3, le=100)  # null: the fractions, no folds
+    fold: int = Field(default=0, ge=0)  # the fold that is holdout; the next one is val
 
     @model_validator(mode="after")
-    def _leaves_train(self) -> "SplitParams":
+    def _leaves_train(self) -> Self:
         if self.val_fraction + self.holdout_fraction >= 1:
             raise ValueError(
                 "val_fraction + holdout_fraction must be < 1 "
@@ -135,29 +131,17 @@ class SplitParams(_Section):
 class ModelParams(_Section):
     """The classifier; shared by train and finetune."""
 
-    backbone: Literal["resnet50", "resnet_tiny"] = Field(
-        description="resnet_tiny: four blocks and few channels, for tests and first tries"
-    )
-    weights: str = Field(
-        min_length=1,
-        description="initial weights: imagenet (downloaded once), none (random), or a file",
-    )
-    weights_sha256: str | None = Field(
-        default=None,
-        pattern=r"^[0-9a-f]{64}$",
-        description="SHA-256 the weights file must have; null accepts Keras' published file only",
-    )
-    input_size: int = Field(ge=32, le=512, description="side in px the patch is resized to")
-    centre_crop: int | None = Field(
-        default=None, ge=32, le=96, description="side in px kept around the centre; null keeps all"
-    )
-    pooling: Literal["avg", "avg_max", "gem"] = Field(
-        description="of the feature map: mean; mean and maximum; generalised mean with p = 3"
-    )
-    dropout: Number = Field(ge=0, lt=1, description="share of pooled features dropped in training")
+    backbone: Literal["resnet50", "resnet_tiny"]  # tiny: 4 blocks, few channels, for tests
+    weights: str = Field(min_length=1)  # imagenet (downloaded once), none (random), or a file
+    # what the weights file must have; null: only the file that Keras publishes is accepted
+    weights_sha256: Sha256 | None = None
+    input_size: int = Field(ge=32, le=512)  # side in px that the patch is resized to
+    centre_crop: int | None = Field(default=None, ge=32, le=96)  # side in px; null keeps all
+    pooling: Literal["avg", "avg_max", "gem"]  # mean; mean and maximum; generalised mean, p = 3
+    dropout: float = Field(ge=0, lt=1)  # share of pooled features dropped in training
 
     @model_validator(mode="after")
-    def _crop_is_centred(self) -> "ModelParams":
+    def _crop_is_centred(self) -> Self:
         if self.centre_crop is not None and self.centre_crop % 2:
             raise ValueError(f"centre_crop must be even, to stay centred (got {self.centre_crop})")
         return self
@@ -173,30 +157,26 @@ class PlateauSchedule(_Section):
     """The rate is multiplied by ``factor`` when val loss stalls for ``patience`` epochs."""
 
     name: Literal["plateau"]
-    factor: Number = Field(gt=0, lt=1)
-    patience: int = Field(ge=1, description="epochs")
-    min_rate: Number = Field(ge=0)
+    factor: Between0And1
+    patience: int = Field(ge=1)  # epochs
+    min_rate: float = Field(ge=0)
 
 
 class CosineSchedule(_Section):
-    """Linear warm-up over ``warmup_epochs``, then a half cosine down to ``final_fraction``."""
+    """Linear warm-up over ``warmup_epochs``, then half a cosine down to ``final_fraction``."""
 
     name: Literal["cosine"]
-    warmup_epochs: Number = Field(ge=0, description="epochs; fractions are steps within one")
-    final_fraction: Number = Field(ge=0, le=1, description="of the learning rate, at the last step")
+    warmup_epochs: float = Field(ge=0)  # fractions are steps within an epoch
+    final_fraction: float = Field(ge=0, le=1)  # of the learning rate, at the last step
 
 
 class OneCycleSchedule(_Section):
-    """Half a cosine up to the learning rate, then half a cosine down; momentum stays as it is."""
+    """Half a cosine up to the learning rate, then half a cosine down; momentum is unchanged."""
 
     name: Literal["one_cycle"]
-    warmup_fraction: Number = Field(ge=0, lt=1, description="share of all steps spent rising")
-    start_divisor: Number = Field(
-        ge=1, le=1e6, description="first step: the learning rate divided by this"
-    )
-    final_divisor: Number = Field(
-        ge=1, le=1e9, description="last step: the learning rate divided by this"
-    )
+    warmup_fraction: float = Field(ge=0, lt=1)  # share of all steps spent rising
+    start_divisor: float = Field(ge=1, le=1e6)  # the first step's rate is the peak divided by this
+    final_divisor: float = Field(ge=1, le=1e9)  # and so is the last step's
 
 
 Schedule = Annotated[
@@ -209,50 +189,39 @@ class EarlyStopping(_Section):
     """Stop when the monitored value has not improved for ``patience`` epochs; the best is kept."""
 
     monitor: Literal["val_auroc", "val_loss"]
-    patience: int = Field(ge=1, description="epochs")
-    min_delta: Number = Field(ge=0, description="smallest change that counts as better")
+    patience: int = Field(ge=1)  # epochs
+    min_delta: float = Field(ge=0)  # smallest change that counts as better
 
 
 class ClassWeights(_Section):
     """Explicit weights of the two classes in the loss."""
 
-    normal: Number = Field(gt=0)
-    tumour: Number = Field(gt=0)
+    normal: float = Field(gt=0)
+    tumour: float = Field(gt=0)
 
 
 class TrainParams(_Section):
     """Head alone, on pooled features of the frozen backbone."""
 
     seed: Seed
-    epochs: int = Field(ge=1, le=10_000)
-    batch_size: int = Field(ge=1, le=65_536, description="patches a step")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field(
-        description="sgd: with Nesterov momentum; adamw: Adam with decoupled weight decay"
-    )
-    learning_rate: Number = Field(gt=0, le=10, description="peak rate")
-    momentum: Number = Field(default=0.9, ge=0, lt=1, description="of sgd; the others ignore it")
-    weight_decay: Number = Field(
-        ge=0, lt=1, description="decoupled, times the rate, per step, kernels only; not with adam"
-    )
-    label_smoothing: Number = Field(
-        default=0.0,
-        ge=0,
-        lt=0.5,
-        description="e: labels 0 and 1 become e/2 and 1 - e/2 in the training loss",
-    )
-    average_decay: Number | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="of the moving average of the weights, per step; null: no average",
-    )
-    views: int = Field(ge=1, le=8, description="flips and rotations each patch is trained on")
+    epochs: Epochs
+    batch_size: BatchSize
+    optimizer: Literal["adam", "adamw", "sgd"]  # sgd: Nesterov momentum; adamw: decoupled decay
+    learning_rate: float = Field(gt=0, le=10)  # peak
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd; the others ignore it
+    # decoupled: times the rate, per step, kernels only; not with adam
+    weight_decay: float = Field(ge=0, lt=1)
+    # e: in the training loss, labels 0 and 1 become e/2 and 1 - e/2
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    # of the moving average of the weights, per step; null: no average
+    average_decay: Between0And1 | None = None
+    views: int = Field(ge=1, le=8)  # flips and rotations each patch is trained on
     class_weights: Literal["balanced", "none"] | ClassWeights
     schedule: Schedule
     early_stopping: EarlyStopping
 
     @model_validator(mode="after")
-    def _adam_has_no_weight_decay(self) -> "TrainParams":
+    def _adam_has_no_weight_decay(self) -> Self:
         if self.optimizer == "adam" and self.weight_decay > 0:
             raise ValueError(
                 "weight_decay must be 0 with optimizer adam, or set optimizer: adamw "
@@ -264,19 +233,14 @@ class TrainParams(_Section):
 class AugmentParams(_Section):
     """Random colours of each patch in training; its label stays true."""
 
-    stain: Number = Field(
-        ge=0,
-        le=0.2,
-        description="largest relative change, and largest shift in optical density, of each of "
-        "haematoxylin, eosin and DAB",
-    )
-    brightness: Number = Field(ge=0, le=0.5, description="largest relative change")
-    contrast: Number = Field(
-        ge=0, le=0.5, description="largest relative change of the distance to the patch's mean"
-    )
+    # largest relative change, and largest shift in optical density, of each of haematoxylin, eosin
+    # and DAB
+    stain: float = Field(ge=0, le=0.2)
+    brightness: float = Field(ge=0, le=0.5)  # largest relative change
+    contrast: float = Field(ge=0, le=0.5)  # the same, of the distance to the patch's mean
 
     @model_validator(mode="after")
-    def _changes_something(self) -> "AugmentParams":
+    def _changes_something(self) -> Self:
         if self.stain == self.brightness == self.contrast == 0:
             raise ValueError("one of stain, brightness and contrast must be > 0, or augment: null")
         return self
@@ -285,37 +249,24 @@ class AugmentParams(_Section):
 class FinetuneParams(TrainParams):
     """The top residual blocks as well."""
 
-    depth: int = Field(ge=0, le=16, description="residual blocks unfrozen, from the top")
-    batch_norm: Literal["frozen", "train"] = Field(
-        description="frozen: stored statistics; train: the batch's, in the unfrozen blocks"
-    )
-    rate_decay: Number = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="f: the k-th residual block from the top learns at the learning rate times f^k",
-    )
-    augment: AugmentParams | None = Field(
-        default=None, description="null: none; any needs pixels, so no activations are cached"
-    )
+    depth: int = Field(ge=0, le=16)  # residual blocks unfrozen, from the top
+    # in the unfrozen blocks: frozen uses the stored statistics, train the batch's
+    batch_norm: Literal["frozen", "train"]
+    # f: the k-th residual block from the top learns at the learning rate times f^k
+    rate_decay: float = Field(default=1.0, gt=0, le=1)
+    augment: AugmentParams | None = None  # needs pixels, so no activations are cached
 
 
 class OperatingPointRule(_Section):
     """Which threshold on the probability is chosen on val: one of three rules."""
 
-    min_sensitivity: Number | None = Field(
-        default=None, gt=0, lt=1, description="the highest threshold that reaches it"
-    )
-    min_specificity: Number | None = Field(
-        default=None, gt=0, lt=1, description="the lowest threshold that reaches it"
-    )
-    cost_fn: Number | None = Field(
-        default=None, gt=0, description="of a missed tumour patch; with cost_fp, the least cost"
-    )
-    cost_fp: Number | None = Field(default=None, gt=0, description="of a false alarm")
+    min_sensitivity: Between0And1 | None = None  # the highest threshold that reaches it
+    min_specificity: Between0And1 | None = None  # the lowest threshold that reaches it
+    cost_fn: float | None = Field(default=None, gt=0)  # of a missed tumour patch
+    cost_fp: float | None = Field(default=None, gt=0)  # of a false alarm: the least cost of both
 
     @model_validator(mode="after")
-    def _is_one_rule(self) -> "OperatingPointRule":
+    def _is_one_rule(self) -> Self:
         given = set(self.as_rule())
         if given not in ({"min_sensitivity"}, {"min_specificity"}, {"cost_fn", "cost_fp"}):
             raise ValueError(
@@ -333,106 +284,79 @@ class EvaluateParams(_Section):
     """Metrics, intervals, operating point and test-time augmentation."""
 
     seed: Seed
-    confidence: Number = Field(gt=0.5, lt=1, description="of every interval")
+    confidence: float = Field(gt=0.5, lt=1)  # of every interval
     operating_point: OperatingPointRule
-    tta: StrictBool = Field(
-        default=False,
-        description="mean logit of the 8 flips and rotations, here and in models/final; 8 × slower",
-    )
+    tta: bool = False  # mean logit of the 8 flips and rotations, in models/final too; 8 × slower
 
 
 class RegisterParams(_Section):
     """Registry entry and promotion."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="registered model")
-    margin: Number = Field(
-        ge=0, lt=0.5, description="AUROC a challenger may fall below the champion and still replace"
-    )
-    min_groups: int = Field(
-        ge=1, le=10_000, description="fewest holdout groups that hold tumour, and normal patches"
-    )
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")  # of the registered model
+    # AUROC a challenger may fall below the champion and still replace it
+    margin: float = Field(ge=0, lt=0.5)
+    min_groups: int = Field(ge=1, le=10_000)  # fewest holdout groups that hold each class
 
 
 class PredictParams(_Section):
     """The submission."""
 
-    unpromoted: Literal["allow", "refuse"] = Field(
-        description="whether a challenger predicts where no champion stands"
-    )
+    unpromoted: Literal["allow", "refuse"]  # whether a challenger predicts if there is no champion
 
 
-Value = int | float | str | StrictBool | None | dict[str, Any]  # one that a trial may take
+Value = int | float | str | bool | None | dict[str, Any]  # one that a trial may take
 
 
-class Choice(_Section):
+class _Dimension(_Section):
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        """The values that stand for all when they are checked: every choice, or both bounds."""
+        (values,) = self.model_dump().values()
+        return tuple(values)
+
+
+class Choice(_Dimension):
     """One of the values named, without an order."""
 
     choice: tuple[Value, ...] = Field(min_length=1, strict=False)
 
-    @property
-    def ends(self) -> tuple[Value, ...]:
-        """The values that stand for all when they are checked."""
-        return self.choice
 
-
-class _Range(_Section):
-    @staticmethod
-    def _ordered(bounds: tuple[float, ...], *, above: float) -> tuple[float, ...]:
-        if len(bounds) != 2 or not above < bounds[0] < bounds[1]:
-            zero = "0 < " if above == 0 else ""
-            raise ValueError(f"must be [low, high] with {zero}low < high (got {list(bounds)})")
-        return bounds
-
-
-class LogRange(_Range):
+class LogRange(_Dimension):
     """A positive number, each factor as likely as any other."""
 
-    log: tuple[Number, ...] = Field(strict=False)
+    log: tuple[float, ...] = Field(strict=False)
 
     @model_validator(mode="after")
-    def _is_ordered(self) -> "LogRange":
-        self._ordered(self.log, above=0)
+    def _is_ordered(self) -> Self:
+        if len(self.log) != 2 or not 0 < self.log[0] < self.log[1]:
+            raise ValueError(f"must be [low, high] with 0 < low < high (got {list(self.log)})")
         return self
 
-    @property
-    def ends(self) -> tuple[Value, ...]:
-        """Both bounds."""
-        return self.log
 
+class LinearRange(_Dimension):
+    """A number, each difference as likely as any other; whole if both bounds are."""
 
-class LinearRange(_Range):
-    """A number, each difference as likely as any other; whole where both bounds are."""
-
-    linear: tuple[int | Number, ...] = Field(strict=False)
+    linear: tuple[int | float, ...] = Field(strict=False)
 
     @model_validator(mode="after")
-    def _is_ordered(self) -> "LinearRange":
-        self._ordered(self.linear, above=float("-inf"))
+    def _is_ordered(self) -> Self:
+        if len(self.linear) != 2 or not self.linear[0] < self.linear[1]:
+            raise ValueError(f"must be [low, high] with low < high (got {list(self.linear)})")
         return self
-
-    @property
-    def ends(self) -> tuple[Value, ...]:
-        """Both bounds."""
-        return self.linear
 
 
 def _kind(dimension: Any) -> str | None:
-    if isinstance(dimension, dict):
-        return str(next(iter(dimension))) if len(dimension) == 1 else None
-    return str(next(iter(type(dimension).model_fields)))
+    """The only key of a mapping, or the only field of a dimension already read."""
+    keys = list(dimension if isinstance(dimension, dict) else type(dimension).model_fields)
+    return str(keys[0]) if len(keys) == 1 else None
 
 
+_KINDS = "must be {choice: [a, b]}, {log: [low, high]} or {linear: [low, high]}"
 Dimension = Annotated[
     Annotated[Choice, Tag("choice")]
     | Annotated[LogRange, Tag("log")]
     | Annotated[LinearRange, Tag("linear")],
-    Discriminator(
-        _kind,
-        custom_error_type="dimension_kind",
-        custom_error_message=(
-            "must be {choice: [a, b]}, {log: [low, high]} or {linear: [low, high]}"
-        ),
-    ),
+    Discriminator(_kind, custom_error_type="dimension_kind", custom_error_message=_KINDS),
 ]
 
 
@@ -440,16 +364,16 @@ class MedianPruner(_Section):
     """A trial ends when its best score so far is below the median of the others' at that epoch."""
 
     name: Literal["median"]
-    startup_trials: int = Field(ge=1, le=10_000, description="complete trials before any is ended")
-    warmup_epochs: int = Field(ge=0, le=10_000, description="epochs no trial is ended in")
+    startup_trials: int = Field(ge=1, le=10_000)  # complete trials before any is ended
+    warmup_epochs: int = Field(ge=0, le=10_000)  # in which no trial is ended
 
 
 class HalvingPruner(_Section):
     """Only the best ``1 / reduction`` of the trials go on past each rung of epochs."""
 
     name: Literal["halving"]
-    min_epochs: int = Field(ge=1, le=10_000, description="epochs up to the first rung")
-    reduction: int = Field(ge=2, le=100, description="each rung is this many times longer")
+    min_epochs: Epochs  # up to the first rung
+    reduction: int = Field(ge=2, le=100)  # each rung is this many times longer
 
 
 class NoPruner(_Section):
@@ -465,29 +389,18 @@ class TuneParams(_Section):
     """The search of ``python -m src.tune``; no stage depends on it."""
 
     seed: Seed
-    n_trials: int = Field(
-        ge=1, le=100_000, description="complete and pruned trials that a study ends with"
-    )
-    startup_trials: int = Field(ge=1, le=10_000, description="drawn at random before the model is")
-    objective: Literal["val_auroc", "val_loss"] = Field(
-        description="of the epoch that is kept: highest AUROC, or lowest log loss"
-    )
-    epochs: int | None = Field(
-        default=None, ge=1, le=10_000, description="of each trial; null: finetune.epochs"
-    )
-    subset: int | None = Field(
-        default=None, ge=20, description="train patches of a trial, both classes; null: all"
-    )
-    log_weights: Literal["best", "all", "none"] = Field(
-        default="best", description="trials whose weights go to MLflow"
-    )
+    n_trials: int = Field(ge=1, le=100_000)  # complete and pruned trials that a study ends with
+    startup_trials: int = Field(ge=1, le=10_000)  # drawn at random before the sampler learns
+    objective: Literal["val_auroc", "val_loss"]  # of the epoch that is kept
+    epochs: Epochs | None = None  # of each trial; null: finetune.epochs
+    subset: int | None = Field(default=None, ge=20)  # train patches of a trial; null: all
+    log_weights: Literal["best", "all", "none"] = "best"  # trials whose weights go to MLflow
     pruner: Pruner
-    space: dict[str, Dimension] = Field(
-        min_length=1, description="dotted name of a parameter of model, train or finetune → values"
-    )
+    # dotted name of a parameter of model, train or finetune → its values
+    space: dict[str, Dimension] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _names_are_distinct(self) -> "TuneParams":
+    def _names_are_distinct(self) -> Self:
         for name in self.space:
             if name.split(".")[0] not in ("model", "train", "finetune") or "." not in name:
                 raise ValueError(
@@ -507,37 +420,23 @@ class TuneParams(_Section):
 class CacheParams(_Section):
     """Activations of the frozen layers, kept on disk in .cache/activations."""
 
-    max_gb: Number = Field(
-        ge=0, le=100_000, description="disk in 10^9 bytes; what doesn't fit is computed each epoch"
-    )
-    dtype: Literal["float16", "float32"] = Field(description="of feature maps; alone in a result")
+    max_gb: float = Field(ge=0, le=100_000)  # 10^9 bytes; what doesn't fit is computed each epoch
+    dtype: Literal["float16", "float32"]  # of feature maps; the only setting here that rounds
 
 
 class RuntimeParams(_Section):
     """What can't change a result, rounding apart; no stage depends on it."""
 
-    threads: int = Field(ge=0, le=1024, description="TensorFlow threads; 0 = one a core")
-    workers: int = Field(ge=0, le=256, description="decoding processes; 0 = one a core")
+    threads: int = Field(ge=0, le=1024)  # of TensorFlow; 0: one per core
+    workers: int = Field(ge=0, le=256)  # decoding processes; 0: one per core
     verbosity: Literal["debug", "info", "warning"]
-    inference_batch_size: int = Field(
-        ge=1, le=65_536, description="images per forward pass; with evaluate.tta a patch is 8"
-    )
-    xla: Literal["auto", "on", "off"] = Field(
-        description="compile the training step with XLA; on: wherever TensorFlow can"
-    )
-    checkpoint_minutes: Number = Field(
-        gt=0, le=1440, description="minutes between checkpoints within an epoch"
-    )
-    device: Literal["auto", "cpu", "gpu", "gpus"] = Field(
-        description="auto: a GPU where there is one; gpus: all of this host, sharing each batch"
-    )
-    mixed_precision: Literal["auto", "on", "off"] = Field(
-        description="train the top blocks in bfloat16; auto: on GPUs that are made for it"
-    )
-    deterministic: StrictBool = Field(
-        description="the same bits from every run on this machine; false lets kernels be faster"
-    )
-    quiet_tensorflow: StrictBool = Field(description="hide TensorFlow's own log lines")
+    inference_batch_size: BatchSize  # images per forward pass; with evaluate.tta a patch is 8
+    xla: Switch  # compile the training step; on: wherever TensorFlow can
+    checkpoint_minutes: float = Field(gt=0, le=1440)  # between checkpoints within an epoch
+    device: Literal["auto", "cpu", "gpu", "gpus"]  # auto: a GPU if any; gpus: all of this host
+    mixed_precision: Switch  # train the top blocks in bfloat16; auto: on GPUs made for it
+    deterministic: bool  # the same bits from every run on this machine; false may be faster
+    quiet_tensorflow: bool  # hide TensorFlow's own log lines
 
 
 class Params(_Section):
@@ -557,35 +456,25 @@ class Params(_Section):
     cache: CacheParams
     runtime: RuntimeParams
 
-    @model_validator(mode="after")
-    def _space_is_allowed(self) -> "Params":
-        """Every two values of the space together, the others at their first."""
-        for values in _pairs(self.tune.space):
-            try:
-                _sections_with(self, values)
-            except ValidationError as error:
-                raise ValueError(f"tune.space: {_why_not(error, values)}") from error
-            except _NotASection as error:
-                raise ValueError(f"tune.space: {error}") from error
-        return self
-
-    def with_values(self, values: Mapping[str, Any]) -> "Params":
-        """These parameters with others by dotted name, like ``finetune.depth``, validated.
-
-        Raises
-        ------
-        ParamsError
-            One of them isn't known or not allowed.
-        """
-        try:
-            return self.model_copy(update=_sections_with(self, values))
-        except ValidationError as error:
-            raise ParamsError(_why_not(error, values)) from error
-        except _NotASection as error:
-            raise ParamsError(str(error)) from error
+    def with_values(self, values: Mapping[str, Any]) -> Params:
+        """These parameters with others by dotted name, like ``finetune.depth``, validated."""
+        raw = self.model_dump(by_alias=True)
+        for name, value in values.items():
+            *outer, last = name.split(".")
+            inside: Any = raw
+            for i, key in enumerate(outer):
+                inside = inside.setdefault(key, {})
+                if not isinstance(inside, dict):
+                    section = ".".join(outer[: i + 1])
+                    raise ParamsError(
+                        f"{name}: {section} is {inside!r} and has no {[*outer, last][i + 1]}; give "
+                        f"{section} its values in params.yaml first, then again"
+                    )
+            inside[last] = value
+        return _validated(raw)
 
     def value(self, name: str) -> Any:
-        """The value of a dotted name, as plain data; None where nothing has that name."""
+        """The value of a dotted name, as plain data; None if nothing has that name."""
         found: Any = self.model_dump(by_alias=True)
         for key in name.split("."):
             found = found.get(key) if isinstance(found, dict) else None
@@ -596,11 +485,23 @@ class Params(_Section):
         return {name: getattr(self, name).model_dump() for name in names}
 
 
-class _NotASection(Exception):
-    """A dotted name leads through a value that has no parts."""
+def load_params(path: Path = paths.PARAMS) -> Params:
+    """Read and validate ``params.yaml``; a :class:`ParamsError` names file, key, rule and value."""
+    raw = _read_yaml(path)
+    try:
+        params = _validated(raw)
+    except ParamsError as error:
+        raise ParamsError(f"{path.name}: {error}") from error
+    for values in _pairs(params.tune.space):
+        try:
+            params.with_values(values)
+        except ParamsError as error:
+            raise ParamsError(f"{path.name}: tune.space: {error}") from error
+    return params
 
 
 def _pairs(space: Mapping[str, Dimension]) -> Iterator[dict[str, Any]]:
+    """Every two values of the space together, the others at their first."""
     first: dict[str, Any] = {name: dimension.ends[0] for name, dimension in space.items()}
     if len(first) == 1:
         yield from ({name: end} for name, dimension in space.items() for end in dimension.ends)
@@ -609,62 +510,7 @@ def _pairs(space: Mapping[str, Dimension]) -> Iterator[dict[str, Any]]:
             yield from ({**first, one: a, other: b} for b in space[other].ends)
 
 
-def _sections_with(params: Params, values: Mapping[str, Any]) -> dict[str, _Section]:
-    """The sections that ``values`` (by dotted name) change, validated."""
-    changed: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        section, *keys = name.split(".")
-        changed.setdefault(section, getattr(params, section).model_dump())
-        inside: dict[str, Any] = changed[section]
-        for i, key in enumerate(keys[:-1]):
-            inside = inside.setdefault(key, {})
-            if not isinstance(inside, dict):
-                outer = ".".join([section, *keys[: i + 1]])
-                raise _NotASection(
-                    f"{name}: {outer} is {inside!r} and has no {keys[i + 1]}; give {outer} its "
-                    "values in params.yaml first, then again"
-                )
-        inside[keys[-1]] = value
-    return {
-        section: type(getattr(params, section)).model_validate(raw)
-        for section, raw in changed.items()
-    }
-
-
-def _why_not(error: ValidationError, values: Mapping[str, Any]) -> str:
-    section = next(
-        name.split(".")[0]
-        for name in values
-        if error.title in (f"{name.split('.')[0].title()}Params",)
-    )
-    problem = error.errors()[0]
-    rule = _RULES.get(problem["type"])
-    message = rule.format(**problem.get("ctx", {})) if rule else problem["msg"]
-    where = ".".join([section, *map(str, problem["loc"])])
-    got = "" if problem["type"] in _WITHOUT_VALUE else f" (got {problem['input']!r})"
-    return f"{where}: {message}{got}".replace(": must", " must")
-
-
-def load_params(path: Path = paths.PARAMS) -> Params:
-    """Read and validate ``params.yaml``.
-
-    Raises
-    ------
-    ParamsError
-        One line: file, dotted key, rule and what came.
-    """
-    raw = _read_yaml(path)
-    try:
-        return Params.model_validate(raw)
-    except ValidationError as error:
-        raise ParamsError(f"{path.name}: {_first_problem(error, raw)}") from error
-
-
 def _read_yaml(path: Path) -> Any:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError
-    from ruamel.yaml.error import YAMLError
-
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -680,7 +526,7 @@ def _read_yaml(path: Path) -> Any:
     except ConstructorError as error:
         raise ParamsError(f"{path.name}: unsafe YAML: {error.problem}; use plain values") from error
     except YAMLError as error:
-        problem = " ".join(str(error).split())  # of several lines, with a picture of the place
+        problem = " ".join(str(error).split())  # several lines, with a picture of the place
         raise ParamsError(f"{path.name}: not valid YAML: {problem}; correct it") from error
     if not isinstance(raw, dict):
         raise ParamsError(f"{path.name}: expected sections, got {type(raw).__name__}")
@@ -703,30 +549,29 @@ _RULES = {
     "union_tag_not_found": "needs a name",
     "value_error": "{error}",
 }
-_WITHOUT_VALUE = {"missing", "value_error"}
 
 
-def _first_problem(error: ValidationError, raw: Any) -> str:
-    # a misspelt key is both unknown and missing, a union fails once a member: name the useful one
-    problems = sorted(
-        error.errors(),
-        key=lambda p: (p["type"] != "extra_forbidden", -len(_keys(p["loc"], raw))),
-    )
-    problem = problems[0]
+def _validated(raw: Any) -> Params:
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        problems = error.errors()
+    # a misspelt key is both unknown and missing, a union fails once per member: name the useful one
+    problem = min(problems, key=lambda p: (p["type"] != "extra_forbidden", -len(_keys(p, raw))))
     rule = _RULES.get(problem["type"])
     message = rule.format(**problem.get("ctx", {})) if rule else problem["msg"]
-    got = "" if problem["type"] in _WITHOUT_VALUE else f" (got {problem['input']!r})"
-    where = ".".join(_keys(problem["loc"], raw))
-    return f"{where}: {message}{got}".replace(": must", " must").removeprefix(": ")
+    got = "" if problem["type"] in ("missing", "value_error") else f" (got {problem['input']!r})"
+    where = ".".join(_keys(problem, raw))
+    raise ParamsError(f"{where}: {message}{got}".replace(": must", " must"))
 
 
-def _keys(loc: tuple[int | str, ...], raw: Any) -> list[str]:
-    """The keys of ``raw`` along ``loc``, without the union members pydantic puts between them."""
+def _keys(problem: ErrorDetails, raw: Any) -> list[str]:
+    """The keys of ``raw`` that lead to a problem, without the union members pydantic adds."""
     keys = []
-    for position, part in enumerate(loc):
+    for position, part in enumerate(problem["loc"], start=1):
         inside = isinstance(raw, dict) and part in raw
         is_union_member = str(part).startswith("literal[") or part == ClassWeights.__name__
-        if inside or (position == len(loc) - 1 and not is_union_member):
+        if inside or (position == len(problem["loc"]) and not is_union_member):
             keys.append(str(part))
         raw = raw[part] if inside else raw
     return keys

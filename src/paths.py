@@ -5,6 +5,8 @@ owns it (``TRACKING_ROOT``): ``dvc exp run --temp`` copies the workspace but exp
 the parent repository, so that all runs end up in one MLflow database.
 """
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 

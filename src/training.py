@@ -1,19 +1,17 @@
 """What ``train`` and ``finetune`` share: patches, class weights, the MLflow run, what is saved."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from logging import Logger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock, Timeout
 
 from src import paths
 from src.params import Params, TrainParams
 from src.system.code import training_code_digest
 from src.system.determinism import Environment
 from src.system.durable import clear_leftovers
+from src.system.locks import taking_turns
 
 if TYPE_CHECKING:
     import keras
@@ -86,7 +84,8 @@ def run_phase(
         work_key=work_key(identity),
     )
     state = paths.CHECKPOINTS / f"{stage}.npz"
-    with _one_at_a_time(stage, log):
+    waiting = f"another {stage} is running in this folder: waiting for it"
+    with taking_turns(paths.CHECKPOINTS / f"{stage}.lock", waiting=waiting, log=log):
         clear_leftovers(state)
         checkpoint = Checkpoint(state, identity=identity, log=log)
         if fresh:
@@ -138,21 +137,6 @@ def recorded_params(params: Params, stage: str) -> dict[str, Any]:
     """Every parameter that the result of a stage depends on, its own and those of its head."""
     sections = dict.fromkeys(("split", "model", "train", stage))
     return {**params.sections(*sections), "cache": {"dtype": params.cache.dtype}}
-
-
-@contextmanager
-def _one_at_a_time(stage: str, log: Logger) -> Iterator[None]:
-    paths.CHECKPOINTS.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(paths.CHECKPOINTS / f"{stage}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info(f"another {stage} runs in this folder: waits for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _report(

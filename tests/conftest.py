@@ -1,5 +1,6 @@
 """What holds in every test."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,3 +15,12 @@ def _cache_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
         yield paths.CACHE
+
+
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """What is started inside hears Ctrl-C, in a script's background job too: there the shell has
+    SIGINT ignored, and that is inherited."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -256,6 +256,7 @@ def test_killed_ingest_leaves_the_previous_result(
     _wait_until(lambda: not any(map(_is_running, children)))
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")  # before the process is started
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_ctrl_c_leaves_neither_tracebacks_nor_files(
     slow_ingest: tuple[subprocess.Popen[str], Path],

@@ -260,7 +260,7 @@ BAD_REQUESTS = {
     "not base64": ({"inputs": ["!"]}, "base64"),
     "JPEG": ({"inputs": [PNGS[0], JPEG]}, "format JPEG"),
     "two columns": ({"dataframe_records": [{"a": PNGS[0], "b": 1}]}, "got columns a, b"),
-    "mixed": ({"inputs": [PNGS[0], 3]}, "of shape (2,)"),
+    "mixed": ({"inputs": [PNGS[0], 3]}, "base64"),
     "cut": ({"inputs": [TIFFS[0][:4000]]}, "truncated or corrupt TIFF"),
 }
 

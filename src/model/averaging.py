@@ -1,8 +1,13 @@
 """Exponential moving average of the weights (Polyak & Juditsky 1992; Tarvainen & Valpola 2017)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
 
 
 class WeightAverage:
@@ -50,12 +55,77 @@ class WeightAverage:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The weights hold their averages inside, and exactly what they held before, after."""
-        raw = [weight.numpy() for weight in self._weights]
-        _assign(self._weights, [average.numpy() for average in self._averages])
-        try:
+        with _restored(self._weights):
+            _assign(self._weights, [average.numpy() for average in self._averages])
             yield
+
+
+class BatchStatistics:
+    """Moving statistics of the BatchNorm layers that are trained, for weights other than the raw.
+
+    The moving mean and variance follow the raw weights from step to step. Of averaged weights they
+    are measured: the means, over batches, of each batch's mean and variance (as
+    ``torch.optim.swa_utils.update_bn`` does; Izmailov et al. 2018, section 3.2).
+    """
+
+    def __init__(self, tail: "keras.Model", *, jit_compile: bool) -> None:
+        import keras
+        import tensorflow as tf
+
+        self._layers = [
+            layer
+            for layer in tail.layers
+            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        ]
+        self._variables = [v for x in self._layers for v in (x.moving_mean, x.moving_variance)]
+        if not self._layers:
+            return
+        # Not the whole tail: its dropout would draw numbers that training is to draw. By its own
+        # nodes: ``layer.output`` may be of another cut of the classifier.
+        nodes = [node for of_depth in tail._nodes_by_depth.values() for node in of_depth]
+        outputs = [node.output_tensors[0] for node in nodes if node.operation in self._layers]
+        normalised = keras.Model(tail.input, outputs)
+
+        @tf.function(jit_compile=jit_compile, autograph=False)
+        def forward(inputs: Any) -> None:
+            normalised(inputs, training=True)
+
+        self._forward = forward
+
+    @contextmanager
+    def measured(self, inputs: Iterable[Any]) -> Iterator[None]:
+        """The layers hold the statistics of these batches inside, and what they held before, after.
+
+        ``inputs`` isn't read where no BatchNorm layer is trained.
+        """
+        with _restored(self._variables):
+            if self._layers:
+                self._measure(inputs)
+            yield
+
+    def _measure(self, inputs: Iterable[Any]) -> None:
+        momenta = [layer.momentum for layer in self._layers]
+        sums, n = [np.zeros(v.shape) for v in self._variables], 0
+        try:
+            for layer in self._layers:
+                layer.momentum = 0.0  # a batch's statistics take the place of the last one's
+            for batch in inputs:
+                self._forward(batch)
+                sums = [s + v.numpy() for s, v in zip(sums, self._variables, strict=True)]
+                n += 1
         finally:
-            _assign(self._weights, raw)
+            for layer, momentum in zip(self._layers, momenta, strict=True):
+                layer.momentum = momentum
+        _assign(self._variables, [total / n for total in sums])
+
+
+@contextmanager
+def _restored(variables: list[Any]) -> Iterator[None]:
+    before = [variable.numpy() for variable in variables]
+    try:
+        yield
+    finally:
+        _assign(variables, before)
 
 
 def _assign(weights: list[Any], values: list[Any]) -> None:

@@ -1,7 +1,7 @@
 """The training loop of one phase: epochs, validation, schedule, early stopping, checkpoints."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from logging import Logger
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Score = Callable[[NDArray[np.uint8], NDArray[np.float64]], float]
 _LOSSES_READ_EVERY = 20  # steps; reading one waits for the step
+MOST_MEASURED = 200  # batches that statistics of averaged weights come from
 
 
 class TrainingDiverged(ProjectError):
@@ -185,7 +186,7 @@ class Training:
         number = len(self.history) + 1
         started = time.monotonic() - self.begun.seconds
         loss, rate = self.train_epoch(number, started)
-        with self.phase.step.averaged():
+        with self.phase.step.averaged(self._first_inputs(number)):
             epoch = self._validated(number, loss, rate, started)
             is_best = self.patience.observe(number, asdict(epoch))
             if is_best:
@@ -195,6 +196,14 @@ class Training:
         self._save()
         self._report(epoch, is_best=is_best)
         return epoch
+
+    def _first_inputs(self, number: int) -> Iterator[Any]:
+        """What entered the tail in the first steps of an epoch; augmented, in other colours."""
+        params = self.phase.params
+        order = {"n_views": params.views, "seed": params.seed, "epoch": number}
+        n = len(self.phase.train_labels)
+        batches = training_batches(n, batch_size=params.batch_size, **order)
+        return map(self.phase.train_inputs, islice(batches, MOST_MEASURED))
 
     def _validated(self, number: int, loss: float, rate: float, started: float) -> Epoch:
         logits = self._val_logits()

@@ -1,9 +1,10 @@
 """The compiled training step and the compiled forward pass of a tail."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from src.model.averaging import WeightAverage
+from src.model.averaging import BatchStatistics, WeightAverage
 from src.model.optimizers import make_optimizer, rate_groups
 from src.params import FinetuneParams, TrainParams
 
@@ -73,6 +74,7 @@ class TailStep:
         self.variables = [v for optimizer in self._optimizers for v in optimizer.variables]
         if params.average_decay is not None:
             self.averaging = WeightAverage(self._trained, decay=params.average_decay)
+            self._statistics = BatchStatistics(tail, jit_compile=jit_compile)
             self.variables += self.averaging.variables
 
         self._apply = (
@@ -125,9 +127,16 @@ class TailStep:
         for optimizer, group in zip(self._optimizers, self._groups, strict=True):
             optimizer.learning_rate.assign(rate * group.factor)
 
-    def averaged(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def averaged(self, inputs: Iterable[Any]) -> Iterator[None]:
         """The tail holds the averaged weights inside: for validation, and for what is kept as best.
 
-        Nothing changes where nothing is averaged. Not for training, nor for a checkpoint.
+        BatchNorm layers that are trained have the statistics that these weights give ``inputs``,
+        batches of what enters the tail. Nothing changes where nothing is averaged. Not for
+        training, nor for a checkpoint.
         """
-        return self.averaging.in_place() if self.averaging is not None else nullcontext()
+        if self.averaging is None:
+            yield
+            return
+        with self.averaging.in_place(), self._statistics.measured(inputs):
+            yield

@@ -5,6 +5,8 @@ line on stderr and exit code 1; Ctrl-C in exit code 130 (typer's doing), SIGTERM
 keeps its traceback.
 """
 
+from __future__ import annotations
+
 import signal
 import sys
 from collections.abc import Callable
@@ -24,7 +26,7 @@ def run(main: Callable[..., None]) -> None:
     try:
         app()
     except ProjectError as error:
-        sys.exit(_one_line(str(error)))
+        sys.exit("error: " + " ".join(str(error).split()))  # one line, on stderr
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -32,7 +34,3 @@ def run(main: Callable[..., None]) -> None:
 def _exit_on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
     # an exception, so that half-written files are cleared away on the way out
     sys.exit(128 + signum)
-
-
-def _one_line(text: str) -> str:
-    return "error: " + " ".join(text.split())

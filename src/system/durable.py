@@ -1,8 +1,10 @@
 """Writes that are whole or absent: temporary name, fsync, rename, fsync of the folder.
 
 A folder of several files gets ``manifest.json`` (SHA-256 and size of each file), written last;
-readers call :func:`verify_folder` before they trust what lies there.
+readers call :func:`verify_folder` before they trust what is there.
 """
+
+from __future__ import annotations
 
 import errno
 import functools
@@ -16,10 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from src import paths
 from src.system.errors import ProjectError
+from src.system.locks import taking_turns
 from src.system.log import get_logger
 
 MANIFEST = "manifest.json"
@@ -51,24 +52,20 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; on success it durably becomes ``path``.
+    """Yield a temporary name next to ``path``; on success it durably becomes ``path``.
 
-    If the block raises, the temporary file is removed and ``path`` is as it was. A process that is
-    killed leaves it: see :func:`clear_leftovers`.
-
-    Raises
-    ------
-    WriteError
-        The disk is full, or the user may not write there.
+    If the block raises, the temporary file is removed and ``path`` is as it was. A killed process
+    leaves it behind: see :func:`clear_leftovers`. A full disk, or one the user may not write to, is
+    a :class:`WriteError`.
     """
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     with _saying_what_to_do(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            _fsync_file(temporary)
+            _fsync(temporary)
             temporary.replace(path)
-            _fsync_folder(path.parent)
+            _fsync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -91,7 +88,7 @@ def _saying_what_to_do(path: Path) -> Iterator[None]:
 
 
 def clear_leftovers(path: Path) -> None:
-    """Remove what killed writers of ``path`` left beside it; for its only writer."""
+    """Remove what killed writers of ``path`` left next to it; for its only writer."""
     for temporary in path.parent.glob(f".{path.name}.*.tmp"):
         temporary.unlink(missing_ok=True)
 
@@ -120,19 +117,21 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``path``; on success it gets a manifest and becomes ``path``.
+    """Yield an empty folder next to ``path``; on success it gets a manifest and becomes ``path``.
 
-    If the block raises, the folder is removed and what was at ``path`` is untouched. If the process
-    is killed, the next one that writes ``path`` clears what it left. Two at once take turns.
-
-    Raises
-    ------
-    WriteError
-        The disk is full, or the user may not write there.
+    If the block raises, the folder is removed and ``path`` is untouched. What a killed process left
+    is removed by the next one that writes ``path``. Two at once take turns. A full disk, or one the
+    user may not write to, is a :class:`WriteError`.
     """
     temporary = path.parent / f".{path.name}.tmp"
     retired = path.parent / f".{path.name}.old"
-    with _saying_what_to_do(path), _writer_lock(path):
+    # not next to the folder: nothing but the result is left there
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+    waiting = f"waiting for another process, which writes {path}"
+    turn = taking_turns(
+        paths.CACHE / "locks" / f"{name}.lock", waiting=waiting, log=get_logger(path.name)
+    )
+    with _saying_what_to_do(path), turn:
         path.parent.mkdir(parents=True, exist_ok=True)
         _settle(path, temporary, retired)  # what a killed process left
         temporary.mkdir()
@@ -142,27 +141,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 path.replace(retired)
             temporary.replace(path)
-            _fsync_folder(path.parent)
+            _fsync(path.parent)
         finally:
             _settle(path, temporary, retired)
-
-
-@contextmanager
-def _writer_lock(path: Path) -> Iterator[None]:
-    # not beside the folder: nothing but the result is left there
-    locks = paths.CACHE / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-    lock = FileLock(locks / f"{name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        get_logger(path.name).info(f"waiting for another process, which writes {path}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _settle(path: Path, temporary: Path, retired: Path) -> None:
@@ -176,7 +157,7 @@ def write_manifest(folder: Path) -> None:
     """Fsync every file below ``folder`` and write their SHA-256 and sizes to ``manifest.json``."""
     files = _files_below(folder)
     for file in files:
-        _fsync_file(file)
+        _fsync(file)
     entries = {
         file.relative_to(folder).as_posix(): {
             "bytes": file.stat().st_size,
@@ -255,13 +236,10 @@ def _files_below(folder: Path) -> list[Path]:
     return sorted(f for f in folder.rglob("*") if f.is_file() and f != folder / MANIFEST)
 
 
-def _fsync_file(path: Path) -> None:
+def _fsync(path: Path) -> None:
+    """Of a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _fsync_folder(path: Path) -> None:
-    _fsync_file(path)

@@ -1,5 +1,7 @@
 """The one base class of every error a person can mend."""
 
+from __future__ import annotations
+
 
 class ProjectError(Exception):
     """Bad input or a bad setting: one line that says what came, what is allowed, what to do.

@@ -3,6 +3,8 @@
 stderr is kept for the one line of a failed command.
 """
 
+from __future__ import annotations
+
 import logging
 import sys
 

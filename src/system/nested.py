@@ -1,5 +1,7 @@
 """Nested mappings under dotted names."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,10 +1,14 @@
-"""Progress of long work: a bar with ETA on a terminal, a line now and then otherwise."""
+"""Progress of long work: a bar with the time left on a terminal, otherwise a line now and then."""
+
+from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging import Logger
+
+from rich import progress as bars
 
 _LINE_EVERY_S = 15.0
 
@@ -14,11 +18,21 @@ Advance = Callable[[int], None]
 @contextmanager
 def progress(task: str, total: int, unit: str, log: Logger) -> Iterator[Advance]:
     """Yield ``advance(n)``, to be called as ``n`` more of ``total`` units are done."""
-    if sys.stdout.isatty():
-        with _bar(task, total, unit) as advance:
-            yield advance
-    else:
+    if not sys.stdout.isatty():
         yield _lines(task, total, unit, log)
+        return
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn(unit),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, transient=True) as bar:
+        handle = bar.add_task(task, total=total)
+        yield lambda n: bar.advance(handle, n)
 
 
 def _lines(task: str, total: int, unit: str, log: Logger) -> Advance:
@@ -37,21 +51,3 @@ def _lines(task: str, total: int, unit: str, log: Logger) -> Advance:
             log.info(f"{task} {done:,} of {total:,} {unit}, {speed}, {eta_s:,.0f} s left")
 
     return advance
-
-
-@contextmanager
-def _bar(task: str, total: int, unit: str) -> Iterator[Advance]:
-    from rich import progress as bars
-
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn(unit),
-        bars.TimeElapsedColumn(),
-        bars.TextColumn("left"),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, transient=True) as bar:
-        handle = bar.add_task(task, total=total)
-        yield lambda n: bar.advance(handle, n)

@@ -11,24 +11,22 @@ import getpass
 import json
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from src import paths
 from src.system.durable import sha256_file, write_bytes, write_json
 from src.system.errors import ProjectError
+from src.system.locks import taking_turns
 from src.system.log import get_logger
 from src.tracking.registry import CHALLENGER, CHAMPION, Alias, Version, aliases, find_version
 from src.tracking.store import connect, reporting
 
 _LONGEST_WHY = 500
-_SAY_AFTER_S = 2.0
 # how the tag ``rejected`` begins where no person rejected the version itself
 _REPLACED, _ROLLED_BACK = "replaced by force with version", "rolled back:"
 
@@ -70,25 +68,17 @@ class Move:
     why: str
 
 
-@contextmanager
-def one_at_a_time(name: str) -> Iterator[None]:
+def one_at_a_time(name: str) -> AbstractContextManager[None]:
     """Wait until no other process of this machine decides about that model.
 
     Between machines that share a registry there is no lock, only the comparison in
     :func:`move_alias`.
     """
-    folder = paths.TRACKING_LOCK.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"register-{name}.lock")
-    try:
-        lock.acquire(timeout=_SAY_AFTER_S)
-    except Timeout:
-        get_logger("tracking").info(f"waiting for another decision about {name} to end")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    return taking_turns(
+        paths.TRACKING_LOCK.with_name(f"register-{name}.lock"),
+        waiting=f"waiting for another decision about {name} to end",
+        log=get_logger("tracking"),
+    )
 
 
 def move_alias(

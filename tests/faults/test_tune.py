@@ -148,6 +148,7 @@ def test_killed_worker_and_parent_then_the_same_command(project):
     assert "RUNNING" not in _statuses(project)
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_ends_cleanly_and_apply_writes_the_best(project):
     """Catches a stop that loses a trial, and --apply that writes what wasn't the best."""
     command = ("src.tune", "--study", "stopped")

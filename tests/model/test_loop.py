@@ -1,4 +1,4 @@
-"""The training loop on a tail of one dense layer: it learns, stops, goes on, and refuses NaN."""
+"""The training loop on a tail of two dense layers: it learns, stops, goes on, and refuses NaN."""
 
 import errno
 from dataclasses import replace
@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from src.data.batches import training_batches
 from src.model import checkpoint
 from src.model.checkpoint import Checkpoint
 from src.model.class_weights import ClassWeights
@@ -45,7 +46,8 @@ def _phase(
 
     keras.utils.set_random_seed(0)
     inputs = keras.Input((N_FEATURES,))
-    dropped = keras.layers.Dropout(0.5)(inputs)
+    normal = keras.layers.BatchNormalization(name="bn")(keras.layers.Dense(4, name="first")(inputs))
+    dropped = keras.layers.Dropout(0.5)(normal)
     tail = keras.Model(inputs, keras.layers.Dense(1)(dropped))
     settings = {"epochs": 4, "batch_size": 16, "learning_rate": 0.05, "views": 2, **changes}
     features, labels = _features(1)
@@ -91,6 +93,21 @@ def test_the_best_epoch_is_what_remains(tmp_path):
     best = max(result.history, key=lambda epoch: (epoch.val_auroc, -epoch.epoch))
     assert result.best_epoch == best.epoch
     assert _auroc(labels, logits) == pytest.approx(best.val_auroc)
+
+
+def test_averaged_weights_have_their_own_batch_statistics(tmp_path):
+    """Catches averaged weights scored and kept with the moving statistics of the raw ones."""
+    phase = _phase(epochs=3, average_decay=0.9)
+    result = fit(phase, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
+    kernel, bias = phase.tail.get_layer("first").get_weights()
+    order = {"n_views": 2, "seed": phase.params.seed, "epoch": result.best_epoch}
+    batches = training_batches(N, batch_size=16, **order)
+    activations = [phase.train_inputs(batch) @ kernel + bias for batch in batches]
+    _, _, mean, variance = phase.tail.get_layer("bn").get_weights()
+    np.testing.assert_allclose(mean, np.mean([a.mean(axis=0) for a in activations], axis=0), 1e-5)
+    np.testing.assert_allclose(
+        variance, np.mean([a.var(axis=0) for a in activations], axis=0), 1e-5
+    )
 
 
 class Killed(Exception):

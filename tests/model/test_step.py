@@ -83,7 +83,7 @@ def test_average_by_hand():
     for decay in (1 / 10, 2 / 11, 3 / 12):
         step.train(*BATCH)
         average = decay * average + (1 - decay) * tail.get_layer("logit").kernel.numpy()
-    with step.averaged():
+    with step.averaged([]):
         np.testing.assert_allclose(tail.get_layer("logit").kernel, average, rtol=1e-5)
 
 
@@ -94,10 +94,10 @@ def test_weights_come_back_exactly_after_being_averaged():
     step.set_rate(0.1)
     step.train(*BATCH)
     before = tail.get_weights()
-    with step.averaged():
+    with step.averaged([]):
         assert not np.array_equal(tail.get_weights()[0], before[0])
     _assert_equal(tail.get_weights(), before)
-    with pytest.raises(RuntimeError, match="val"), step.averaged():
+    with pytest.raises(RuntimeError, match="val"), step.averaged([]):
         raise RuntimeError("val")
     _assert_equal(tail.get_weights(), before)
 
@@ -107,7 +107,7 @@ def test_without_average_the_weights_stay():
     tail = small_tail()
     step = TailStep(tail, train_params(), jit_compile=False)
     before = tail.get_weights()
-    with step.averaged():
+    with step.averaged([]):
         _assert_equal(tail.get_weights(), before)
     assert step.averaging is None
 
@@ -134,7 +134,7 @@ def test_a_step_goes_on_from_its_variables(jit_compile):
         step.train(*BATCH)
         other.train(*BATCH)
     _assert_equal(resumed.get_weights(), whole.get_weights())
-    with step.averaged(), other.averaged():
+    with step.averaged([]), other.averaged([]):
         _assert_equal(resumed.get_weights(), whole.get_weights())
 
 
@@ -160,6 +160,46 @@ def test_batch_norm_of_the_freed_blocks(batch_norm):
         freed = layer.name.startswith(("conv4", "conv5")) and batch_norm == "train"
         for was, now in zip(before[layer.name], layer.get_weights(), strict=True):
             assert np.array_equal(was, now) != freed, layer.name
+
+
+def test_averaged_weights_of_a_real_tail_have_their_own_statistics():
+    """Catches layers of another cut, statistics left behind, and dropout that draws on the way."""
+    import keras
+
+    from src.model.classifier import build_classifier
+    from src.model.freezing import cut, unfreeze
+
+    model = build_classifier(SMALL.model_copy(update={"backbone": "resnet_tiny"}))
+    unfreeze(model, backbone="resnet_tiny", depth=2, batch_norm="train")
+    _, tail = cut(model, backbone="resnet_tiny", depth=2)
+    batches = RNG.normal(size=(2, 8, *tail.input_shape[1:])).astype(np.float32)
+    params = finetune_params(average_decay=0.9)
+    step = TailStep(tail, params, jit_compile=False, backbone="resnet_tiny")
+    step.set_rate(0.01)
+    for batch in batches:
+        step.train(batch, *BATCH[1:])
+    norms = [x for x in tail.layers if isinstance(x, keras.layers.BatchNormalization)]
+    moving = [v for x in norms if x.trainable for v in (x.moving_mean, x.moving_variance)]
+    before = [variable.numpy() for variable in model.variables]
+    with step.averaged(batches):
+        measured = [variable.numpy() for variable in moving]
+        _assert_equal(
+            [v.numpy() for v in model.variables if "seed" in v.path],
+            [b for v, b in zip(model.variables, before, strict=True) if "seed" in v.path],
+        )
+        by_batch = []
+        for batch in batches:  # undone: moving ← 0.99 moving + 0.01 of the batch
+            held = [variable.numpy().astype(np.float64) for variable in moving]
+            tail(batch, training=True)
+            by_batch.append(
+                [100 * (v.numpy() - 0.99 * h) for v, h in zip(moving, held, strict=True)]
+            )
+    for got, *of_batches in zip(measured, *by_batch, strict=True):
+        np.testing.assert_allclose(got, np.mean(of_batches, axis=0), rtol=1e-3, atol=1e-3)
+    after = [v.numpy() for v in model.variables if "seed" not in v.path]
+    _assert_equal(
+        after, [b for v, b in zip(model.variables, before, strict=True) if "seed" not in v.path]
+    )
 
 
 def _assert_equal(got: list[np.ndarray], wanted: list[np.ndarray]) -> None:

@@ -59,7 +59,7 @@ def trained(n_replicas: int, batch_norm: str) -> dict[str, Any]:
                 weights = np.linspace(0.5, 1.5, 8, dtype=np.float32)
                 loss = step.train(inputs, labels, weights, counted.astype(np.float32))
                 losses.append(float(loss))
-        with step.averaged():
+        with step.averaged([inputs]):
             squares = sum(float(np.square(w).sum()) for w in tail.get_weights())
     return {"losses": losses, "squares": squares, "by_halves": first_by_halves}
 

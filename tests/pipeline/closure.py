@@ -1,26 +1,29 @@
 """Which of our modules a module needs, directly and through others."""
 
+from __future__ import annotations
+
 import ast
 from pathlib import Path
 
 from src import paths
 
 
-def import_closure(*modules: str, without: tuple[str, ...] = ()) -> set[str]:
-    """Files, relative to the root, that ``modules`` (``src.…``) need, wherever the import stands.
+def import_closure(module: str) -> set[str]:
+    """Files, relative to the root, that ``module`` (``src.…``) needs, wherever the import stands.
 
-    Packages count as their ``__init__.py``. Modules whose name begins as one of ``without`` are
-    left out, with what they alone need.
+    Packages count as their ``__init__.py``.
     """
     seen: set[str] = set()
-    waiting = list(modules)
+    waiting = [module]
     while waiting:
         name = waiting.pop()
         file = _file_of(name)
-        if file is None or file in seen or name.startswith(without or ("\0",)):
+        if file is None or file in seen:
             continue
         seen.add(file)
-        waiting += _parents(name) + imports_of(paths.ROOT / file)
+        parts = name.split(".")
+        waiting += [".".join(parts[:i]) for i in range(1, len(parts))]  # its packages
+        waiting += imports_of(paths.ROOT / file)
     return seen
 
 
@@ -30,14 +33,9 @@ def imports_of(file: Path) -> list[str]:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names += [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return [name for name in names if name.split(".")[0] == "src"]
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def _file_of(name: str) -> str | None:

@@ -80,7 +80,7 @@ def test_what_killed_writers_of_a_file_left_is_cleared(tmp_path):
     path = tmp_path / "finetune.npz"
     code = (
         "import os, signal, sys; from pathlib import Path; from src.system import durable\n"
-        "durable._fsync_file = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "durable._fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "durable.write_bytes(Path(sys.argv[1]), b'state')"
     )
     died = subprocess.run([sys.executable, "-c", code, str(path)], cwd=paths.ROOT)

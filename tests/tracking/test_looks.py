@@ -64,10 +64,11 @@ def test_looks_of_deleted_runs_count(store, new_run, digest):
 
 def test_version_of_a_deleted_run_is_judged_all_the_same(store, new_run, digest):
     """Catches a version that nobody can promote because its run was deleted."""
-    run_id = new_run()
-    take_look(run_id, digest, "a" * 64)
-    store.client.delete_run(run_id)
-    assert take_look(run_id, digest, "a" * 64) == 1
+    judged, same_model = new_run(), new_run()
+    take_look(judged, digest, "a" * 64)
+    for run_id in (judged, same_model):
+        store.client.delete_run(run_id)
+        assert take_look(run_id, digest, "a" * 64) == 1
 
 
 def test_another_holdout_starts_anew(new_run, digest):
