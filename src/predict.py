@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from src import paths
 from src.data.packed import open_pixels, read_patches
 from src.data.patch_inputs import open_input
-from src.evaluation.comparison import Candidate
 from src.params import load_params
 from src.system.cli import run
 from src.system.determinism import start_scoring
@@ -56,7 +55,7 @@ def main(
     if not is_stage and (input_ is None or output is None):
         raise PredictionError("--input and --output go together; give both, or none for the stage")
     from src.tracking.lineage import origin
-    from src.tracking.registry import champion_of, find_version
+    from src.tracking.registry import CHAMPION, aliases, champion_of, find_version
 
     if input_ is not None and output is not None:
         if output.is_dir():
@@ -77,7 +76,11 @@ def main(
         registration = read_json(paths.REGISTRATION)
         name, role = registration["name"], registration["predict_with"]["role"]
         version = find_version(name, int(registration["predict_with"]["version"]))
-        check_chosen(registration, version, champion_of(name))
+        check_chosen(
+            registration,
+            manifest_sha256=version.manifest_sha256,
+            champion=aliases(name).get(CHAMPION),
+        )
         if role == "unpromoted":
             why = why_unpromoted(registration, params.predict.unpromoted)
             log.warning(f"{why}: predicting with version {version.number}, unpromoted")
@@ -128,26 +131,28 @@ def main(
 
 
 def check_chosen(
-    registration: Mapping[str, Any], version: Candidate, champion: Candidate | None
+    registration: Mapping[str, Any], *, manifest_sha256: str, champion: int | None
 ) -> None:
     """Refuse a version that isn't the one ``register`` chose, or is champion no longer.
+
+    ``manifest_sha256`` is that of the version found, ``champion`` the number of the present one.
 
     Raises
     ------
     PredictionError
         Another registry has another version of that number, or another version is champion now.
     """
-    chosen, called = registration["predict_with"], f"version {version.number} of {version.name}"
-    if version.manifest_sha256 != chosen["manifest_sha256"]:
+    chosen = registration["predict_with"]
+    called = f"version {chosen['version']} of {registration['name']}"
+    if manifest_sha256 != chosen["manifest_sha256"]:
         raise PredictionError(
             f"{called} is not the one that register chose (another registry, or one made anew?); "
             f"run: {_CHOOSE}"
         )
-    now = None if champion is None else champion.number
-    if chosen["role"] == "champion" and now != version.number:
+    if chosen["role"] == "champion" and champion != int(chosen["version"]):
         raise PredictionError(
             f"{called} was champion when register chose it, "
-            f"{'none' if now is None else f'version {now}'} is now; run: {_CHOOSE}"
+            f"{'none' if champion is None else f'version {champion}'} is now; run: {_CHOOSE}"
         )
 
 

@@ -145,7 +145,7 @@ def upload(sent: Sent, client: Any, log: Logger) -> frozenset[Any]:
 def _entries(sent: Sent, client: Any) -> Iterator[Any]:
     """Kaggle's entries of this very table, newest first, however many came after them.
 
-    Each has ``ref`` (its number), ``description``, ``status`` (an enum of PENDING, COMPLETE, ERROR),
+    Each has ``ref`` (its number), ``description``, ``status`` (PENDING, COMPLETE or ERROR),
     ``error_description``, ``public_score`` and ``private_score``.
     """
     seen: set[Any] = set()

@@ -47,10 +47,6 @@ def test_order_is_that_of_the_sample_submission(table):
     assert predict.in_submission_order(table)["id"].tolist() == TEST_IDS
 
 
-def test_prevalence_counts_labelled_patches_only(table):
-    assert predict.training_prevalence(table) == pytest.approx(2 / 3)
-
-
 @pytest.mark.parametrize("order", [[0, 1, 2, 2], [1, 2, 3, 4], [0, 1, 2, None]])
 def test_broken_order_is_refused(table, order):
     table.loc[table["subset"] == "test", "submission_order"] = pd.array(order, dtype="Int64")
@@ -67,11 +63,6 @@ def test_no_test_patches_is_refused(table):
 def test_what_is_no_probability_is_refused(wrong):
     with pytest.raises(predict.PredictionError, match=r"1 probabilities are not in \[0, 1\]"):
         predict.submission_table(np.array(["a", "b"]), np.array([0.5, wrong]))
-
-
-def test_bounds_are_probabilities():
-    table = predict.submission_table(np.array(["a", "b"]), np.array([0.0, 1.0]))
-    assert table["label"].tolist() == [0.0, 1.0]
 
 
 def test_id_twice_is_refused():
@@ -100,19 +91,20 @@ def test_unpromoted_is_refused_where_params_say_so():
 def test_version_of_that_number_in_another_registry_is_refused(version):
     """Catches a colleague's version 1 that predicts in the place of ours."""
     ours = registration(version.name, 1, "unpromoted", manifest=version.manifest_sha256)
-    predict.check_chosen(ours, version, None)
+    predict.check_chosen(ours, manifest_sha256=version.manifest_sha256, champion=None)
     theirs = registration(version.name, 1, "champion", manifest="e" * 64)
     with pytest.raises(predict.PredictionError, match="is not the one that register chose"):
-        predict.check_chosen(theirs, version, version)
+        predict.check_chosen(theirs, manifest_sha256=version.manifest_sha256, champion=1)
 
 
 @pytest.mark.tensorflow
 def test_champion_of_then_does_not_predict_as_champion_now(version):
     """promote --rollback moves the alias; registration.json still says champion."""
     chosen = registration(version.name, 1, "champion", manifest=version.manifest_sha256)
-    predict.check_chosen(chosen, version, version)
+    found = version.manifest_sha256
+    predict.check_chosen(chosen, manifest_sha256=found, champion=1)
     with pytest.raises(predict.PredictionError, match=r"none is now; run: dvc repro .*register"):
-        predict.check_chosen(chosen, version, None)
+        predict.check_chosen(chosen, manifest_sha256=found, champion=None)
 
 
 @pytest.fixture

@@ -29,9 +29,7 @@ from PIL import Image
 
 from src import evaluate, paths, predict, serve
 from src.evaluation.baseline import N_FEATURES
-from src.evaluation.calibration import probability
 from src.model import scorer
-from src.model.final import CONTRACT
 from src.params import load_params
 from src.system.durable import MANIFEST, write_manifest
 from src.system.errors import VerificationError
@@ -198,27 +196,6 @@ def test_predicted_is_what_was_evaluated(predicted, evaluated):
     np.testing.assert_allclose(found, holdout["probability"], atol=1e-6)
     called = holdout["probability"] >= point.threshold
     assert [row["decision"] for row in predicted] == ["tumour" if c else "normal" for c in called]
-
-
-@pytest.mark.tensorflow
-def test_without_views_what_is_scored_is_what_was_evaluated(classifier, tmp_path):
-    """The same for one view, without a server of its own."""
-    from src.model.final import probability_classifier
-    from src.model.inference import predict_outputs
-
-    logits = predict_outputs(classifier, PIXELS, np.arange(3), batch_size=2, log=LOG)
-    final = probability_classifier(classifier, scale=0.6, shift=-0.4)
-    final.save(tmp_path / "model.keras")
-    version = SimpleNamespace(
-        name=NAME,
-        number=1,
-        contract=CONTRACT,
-        golden=None,
-        model_file=tmp_path / "model.keras",
-        operating_point={"threshold": 0.4},
-    )
-    found = scorer.Scorer(version).probabilities(PIXELS)
-    np.testing.assert_allclose(found, probability(logits, scale=0.6, shift=-0.4), atol=1e-6)
 
 
 REQUESTS = {

@@ -261,12 +261,6 @@ def test_changed_cell_of_the_run_is_named(chain, links, table, column, value, ke
     assert named in link
 
 
-def test_run_that_did_not_end_is_named(chain, links):
-    with in_database("runs", "status", "KILLED", "WHERE run_uuid = ?", chain.run_id):
-        (link,) = links()
-    assert "run of finetuned" in link
-
-
 def test_deleted_run_is_a_missing_link(chain, links):
     with in_database("runs", "run_uuid", "0" * 32, "WHERE run_uuid = ?", chain.run_id):
         (link,) = links()
@@ -293,12 +287,6 @@ def test_unknown_commit_is_a_missing_link(chain, links, monkeypatch):
         "code of train",
     ]
     assert all("is not in this repository" in link for link in broken)
-
-
-def test_deleted_registry_is_a_missing_link(chain, links, monkeypatch):
-    monkeypatch.setattr(paths, "MLFLOW_DB", chain.root / "gone.db")
-    broken = links()
-    assert "registry has no version 1" in broken[0]
 
 
 def test_code_with_local_changes_is_named(chain, links, monkeypatch):

@@ -6,7 +6,7 @@ evidence its runs, its data and its split, and each run's record the commit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -158,16 +158,13 @@ def _data_links(
     lineage: Mapping[str, Any], evidence: Mapping[str, Any], archive: Path
 ) -> Iterator[Link]:
     """The data, the split and the archive that are here, against those of the version."""
-    here: dict[str, Any] = {}
-
-    def ingest() -> str:
+    try:
         n_files = len(verify_folder(paths.INGEST))
-        here.update(read_json(paths.INGEST_REPORT))
-        return f"all {n_files} files are those ingest wrote"
-
-    yield _checked("data/ingest", ingest)
-    if not here:
+        here = read_json(paths.INGEST_REPORT)
+    except ProjectError as error:
+        yield Link("data/ingest", "changed", str(error))
         return
+    yield Link("data/ingest", "holds", f"all {n_files} files are those ingest wrote")
     for subset, digest in lineage["data"].items():
         yield _same(f"digest of {subset}", here["digests"].get(subset), digest)
     yield _same("training data", here["digests"]["train"], evidence["data"]["train"])
@@ -183,13 +180,6 @@ def _data_links(
         yield Link(what, "missing", f"is not where ingest.archive points ({archive})")
     else:
         yield _same(what, sha256_file(archive), recorded["sha256"])
-
-
-def _checked(what: str, check: Callable[[], str]) -> Link:
-    try:
-        return Link(what, "holds", check())
-    except ProjectError as error:
-        return Link(what, "changed", str(error))
 
 
 def _same(what: str, found: object, expected: object) -> Link:

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import mlflow.artifacts
 import numpy as np
-from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
@@ -123,7 +123,7 @@ class Version:
     @property
     def manifest_sha256(self) -> str:
         """Tells it from a version of that number in another registry."""
-        return self.tags["manifest_sha256"]
+        return self.tags.get("manifest_sha256", "")
 
     @property
     def rejected(self) -> str | None:
@@ -373,27 +373,23 @@ def versions(name: str) -> list[Version]:
 
 def aliases(name: str) -> dict[str, int]:
     """Alias → number of the version; empty if no model of that name is registered."""
-    model = _registered_model(name)
-    return {} if model is None else {a: int(number) for a, number in model.aliases.items()}
+    if is_absent():
+        return {}
+    store = connect()
+    with reporting("can't be searched"):
+        try:
+            found: Mapping[str, str] = store.client.get_registered_model(name).aliases
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            found = {}
+    return {alias: int(number) for alias, number in found.items()}
 
 
 def champion_of(name: str) -> Version | None:
     """The champion, its files not yet verified; None if there is none."""
     number = aliases(name).get(CHAMPION)
     return None if number is None else find_version(name, number)
-
-
-def _registered_model(name: str) -> RegisteredModel | None:
-    if is_absent():
-        return None
-    store = connect()
-    with reporting("can't be searched"):
-        try:
-            return store.client.get_registered_model(name)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
 
 
 def _no_version(name: str, number: int) -> str:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
@@ -22,10 +21,11 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from src import paths
 from src.system.durable import replacing
 from src.system.errors import ProjectError
+from src.system.locks import taking_turns
+from src.system.log import get_logger
 
 EXPERIMENT = "histopathologic-cancer-detection"
 
-_LOCK_TIMEOUT_S = 300
 _LONGEST_CAUSE = 200
 
 
@@ -117,8 +117,8 @@ def _create_database(uri: str) -> None:
     database = _database_file(uri)
     if database is None or database.exists():
         return
-    paths.TRACKING_LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(paths.TRACKING_LOCK, timeout=_LOCK_TIMEOUT_S):
+    waiting = "waiting for another process, which creates mlflow.db"
+    with taking_turns(paths.TRACKING_LOCK, waiting=waiting, log=get_logger("tracking")):
         if not database.exists():
             with replacing(database) as temporary:
                 _client(f"sqlite:///{temporary}").search_experiments(max_results=1)

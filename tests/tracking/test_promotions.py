@@ -59,12 +59,6 @@ def test_every_move_is_a_line_of_the_log(name):
     assert champion(name) == 2
 
 
-def test_what_is_no_change_is_not_logged(name):
-    move(name, 1, None)
-    move(name, 1, 1)
-    assert len(log_of(name)) == 1
-
-
 def test_alias_taken_away(name):
     move(name, 1, None)
     move(name, None, 1)

@@ -124,10 +124,6 @@ def test_aliases_start_empty_and_move(model_name, version):
     assert registry.aliases(model_name) == {"champion": version.number}
 
 
-def test_unknown_model_has_no_champion(store):  # noqa: ARG001
-    assert registry.champion_of("never-registered") is None
-
-
 def truncate(folder: Path) -> None:
     model = folder / "data/model.keras"
     model.write_bytes(model.read_bytes()[:-100])
