@@ -91,13 +91,18 @@ class TrainingRun:
         self._keep(0, _summary(fit, timing))
         with reporting(f"did not take the result of run {self.run_id}"):
             self._send()
-            if _has_result(self._store, self.run_id, fit):
+            logged = self._store.client.get_run(self.run_id).data.tags
+            if logged.get(_FINAL_WEIGHTS) == fit["final_weights_sha256"]:
                 return
-            _log_documents(self._store, self.run_id, fit)
+            environment = {**lineage.software(), **fit["environment"]}
+            self._store.client.log_dict(self.run_id, dict(fit), "fit.json")
+            self._store.client.log_dict(self.run_id, environment, "env.json")
             log_pictures(self._store, self.run_id, {**pictures_of_fit(fit), **pictures_})
             delete_models(self._store, self.run_id)
             log_model(self._store, model_path, name=MODEL_NAME, run_id=self.run_id, extras={})
-            set_tags(self._store, self.run_id, _result_tags(fit))  # last: the result is whole
+            tags = {f"env.{name}": str(value) for name, value in environment.items()}
+            tags[_FINAL_WEIGHTS] = fit["final_weights_sha256"]
+            set_tags(self._store, self.run_id, tags)  # last: the result is whole
 
     def _keep(self, step: int, metrics: Mapping[str, float]) -> None:
         values = {
@@ -251,20 +256,13 @@ def run_with_metrics(folder: Path, metrics: Mapping[str, Any]) -> str:
     return run_id
 
 
-def _begin(store: Store, record: RunRecord, tags: Mapping[str, str]) -> str:
-    return begin(store, run_name(record), {**run_tags(record), **tags})
-
-
 def describe(store: Store, run_id: str, record: RunRecord) -> None:
     """Log parameters, class weights and data set, known before anything is trained."""
     params = [Param(name, value) for name, value in run_params(record).items()]
     for batch in batches(params, PARAMS_A_BATCH):
         store.client.log_batch(run_id, params=batch)
     store.client.log_dict(run_id, dict(record.class_weights), "class_weights.json")
-    store.client.log_inputs(run_id, datasets=[_dataset_input(record.dataset)])
-
-
-def _dataset_input(dataset: Mapping[str, Any]) -> Any:
+    dataset = record.dataset
     entity = Dataset(
         name=dataset["name"],
         digest=dataset["digest"],
@@ -272,7 +270,8 @@ def _dataset_input(dataset: Mapping[str, Any]) -> Any:
         source=json.dumps({"uri": dataset["source"]}),
         profile=json.dumps({"n_train": dataset["n_train"], "n_val": dataset["n_val"]}),
     )
-    return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
+    used = DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
+    store.client.log_inputs(run_id, datasets=[used])
 
 
 def _restored(store: Store, run_id: str) -> str | None:
@@ -290,7 +289,7 @@ def _restore(store: Store, folder: Path, record: RunRecord, lost_run_id: str) ->
         record = _with_parent(record, folder.with_name(paths.HEAD_MODEL.name))
     with reporting("did not take a restored run"):
         tags = {"restored": "true", "restored_from": lost_run_id}
-        run_id = _begin(store, record, tags)
+        run_id = begin(store, run_name(record), {**run_tags(record), **tags})
     with ending(store, run_id):
         with reporting(f"did not take the parameters of run {run_id}"):
             describe(store, run_id, record)
@@ -323,11 +322,6 @@ def _logged_points(store: Store, run_id: str) -> set[tuple[str, int]]:
         }
 
 
-def _has_result(store: Store, run_id: str, fit: Mapping[str, Any]) -> bool:
-    tags = store.client.get_run(run_id).data.tags
-    return bool(tags.get(_FINAL_WEIGHTS) == fit["final_weights_sha256"])
-
-
 def _summary(fit: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, float]:
     """Numbers that compare runs at a glance: the best epoch's, counts and wall time."""
     best = next(row for row in fit["history"] if row["epoch"] == fit["best_epoch"])
@@ -337,20 +331,6 @@ def _summary(fit: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, flo
     }
     others = {"wall_s": timing["wall_s"], "stopped_early": int(fit["stopped_early"])}
     return flat_metrics({**scores, **counts, **others})
-
-
-def _result_tags(fit: Mapping[str, Any]) -> dict[str, str]:
-    environment = {f"env.{name}": str(value) for name, value in _environment(fit).items()}
-    return {_FINAL_WEIGHTS: fit["final_weights_sha256"], **environment}
-
-
-def _environment(fit: Mapping[str, Any]) -> dict[str, Any]:
-    return {**lineage.software(), **fit["environment"]}
-
-
-def _log_documents(store: Store, run_id: str, fit: Mapping[str, Any]) -> None:
-    store.client.log_dict(run_id, dict(fit), "fit.json")
-    store.client.log_dict(run_id, _environment(fit), "env.json")
 
 
 def pictures_of_fit(fit: Mapping[str, Any]) -> dict[str, Figure]:
