@@ -10,7 +10,7 @@ depth and learning rates), ``promote`` (decides which version is champion), ``se
 HTTP), ``submit`` (to Kaggle), ``trace`` (where a submission comes from).
 
 Shared by everything: ``params`` (``params.yaml``, typed), ``paths`` (every path, once).
-Shared by several stages: ``explanation training``.
+Shared by several stages: ``training``.
 
 ==============  ==============================================================================
 ``data``        what a patch is: archives, TIFF decoding, checks, groups, splits, packed pixels
@@ -27,10 +27,11 @@ Shared by several stages: ``explanation training``.
 Import rule
 -----------
 Stages and commands may import every room; nothing imports a stage or a command. ``data``,
-``drawing``, ``evaluation`` and ``tracking`` may import ``system``; ``drawing`` and ``model`` may
-import ``data`` too; ``tuning`` may import every room, and no room imports it. Everything may import
-``src.params`` and ``src.paths``. ``python -m src.<anything> --help`` loads neither TensorFlow nor
-MLflow. ``tests/test_rooms.py`` checks all of this, and that this map names what is there.
+``drawing``, ``evaluation`` and ``tracking`` may import ``system``; ``drawing``, ``evaluation`` and
+``model`` may import ``data`` too; ``tuning`` may import every room, and no room imports it.
+Everything may import ``src.params`` and ``src.paths``. ``python -m src.<anything> --help`` loads
+neither TensorFlow nor MLflow. ``tests/test_rooms.py`` checks all of this, and that this map names
+what is there.
 
 Glossary
 --------

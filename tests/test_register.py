@@ -14,11 +14,12 @@ from src.data.identity import OtherData, SplitKind
 from src.evaluation import promotion
 from src.evaluation.comparison import Champion, Comparison
 from src.evaluation.intervals import Difference
-from src.evaluation.looks import Look
+from src.evaluation.looks import Look, holdout_sha256
 from src.model import scorer
 from src.system.durable import read_json, write_json
 from src.system.errors import ProjectError, VerificationError
-from src.tracking import promotions, registry
+from src.tracking import promotions, registry, runs
+from src.tracking.looks import final_weights_sha256, model_key, take_look
 from tests.evaluated import labelled_patches, write_evaluation
 from tests.evaluation.test_comparison import fake_version
 from tests.tracking.support import EVIDENCE, final_folder
@@ -184,9 +185,7 @@ def reason_of(rule):
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("beats", [True, False])
-def test_report_run_and_gate_say_the_same_of_the_baseline(
-    project, store, tmp_path, monkeypatch, beats
-):
+def test_report_run_and_gate_say_the_same_of_the_baseline(project, store, monkeypatch, beats):
     """Catches two intervals of one comparison: a report that promises what the gate then refuses.
 
     What ``evaluate`` does after scoring, then ``register``.
@@ -196,18 +195,19 @@ def test_report_run_and_gate_say_the_same_of_the_baseline(
         rows[name] = rows["baseline_probability"]
     if not beats:
         rows["baseline_probability"] = rows["probability"] + np.tile([0.02, -0.02, -0.01, 0.01], 10)
+    rows["baseline_logistic"] = rows["baseline_trees"] = rows["baseline_probability"]
     rows["logit"] = np.log(rows["probability"] / (1 - rows["probability"]))
-    for name in ("REPORT", "MODEL_CARD"):
-        monkeypatch.setattr(paths, name, tmp_path / name)
-        getattr(paths, name).write_text("")
     monkeypatch.setattr(evaluate, "split_kind", lambda: SplitKind(True, "slides"))
-    evaluate.write_predictions(pd.concat([rows.assign(split="val"), rows]))
-    predictions, params = evaluate.read_predictions(), project.params.evaluate
-    look = evaluate.look_at_holdout(project.run_id, predictions, tta=False)
+    predictions = evaluate.write_predictions(pd.concat([rows.assign(split="val"), rows]))
+    params, digest = project.params.evaluate, holdout_sha256(rows)
+    key = model_key(final_weights_sha256(), tta=False)
+    look = Look(take_look(project.run_id, digest, key), digest)
     point = evaluate.operating_point_on_val(predictions, params)
     report = evaluate.report_of(predictions, point, look, params)
     write_json(paths.METRICS, report)
-    evaluate.log_to_run(project.run_id, report, {}, LOG)
+    against = report["against_baseline"]
+    tags = {"beats_baseline": str(against["beats"]).lower(), "against_baseline": against["text"]}
+    runs.add_evaluation(project.run_id, report, {}, tags)
     register.main()
     text, tags = report["against_baseline"]["text"], store.client.get_run(project.run_id).data.tags
     assert text.startswith("beats the" if beats else "does not beat the")

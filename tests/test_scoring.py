@@ -1,7 +1,7 @@
 """Scoring patches: one graph, in full float32, whoever asks; and no number is no decision."""
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +10,8 @@ import pytest
 from src import evaluate, paths, predict, promote, register, serve
 from src.evaluation.baseline import N_FEATURES
 from src.model import scorer
-from src.model.final import CONTRACT
+from src.model.final import CONTRACT, write_final
+from src.model.tta import logits_by_view
 from src.params import load_params
 from src.tracking import registry
 from tests.evaluated import labelled_patches
@@ -33,7 +34,6 @@ class Started(Exception):
 @pytest.mark.parametrize(
     "begin",
     [
-        lambda: evaluate.load_model(load_params()),
         register.main,
         lambda: promote.main(version=1),
         lambda: promote.main(rollback=True),
@@ -41,7 +41,7 @@ class Started(Exception):
         lambda: predict.main(input_="in", output=paths.ROOT / "new.csv"),
         lambda: serve._load_pyfunc("folder"),
     ],
-    ids=["evaluate", "register", "promote", "rollback", "predict", "predict --input", "serve"],
+    ids=["register", "promote", "rollback", "predict", "predict --input", "serve"],
 )
 def test_scores_are_made_without_tf32(begin, monkeypatch):
     """Catches products on 10 bits of mantissa, which differ from graph to graph."""
@@ -125,7 +125,7 @@ def test_every_route_gives_the_scores_of_evaluate(tta, classifier, ten_bits, tmp
     params = params.model_copy(update={"evaluate": chosen, "runtime": runtime})
     n, rng, log = len(PIXELS), np.random.default_rng(0), logging.getLogger("test")
     split = labelled_patches([f"{i:02d}" for i in range(n)], range(n), PIXELS)
-    logits = evaluate._view_logits(classifier, split, params, log)
+    logits = logits_by_view(classifier, split, all_views=tta, batch_size=8, log=log)
     assert logits.shape == (8 if tta else 1, n)
     mean = logits.mean(axis=0)
     split = replace(split, labels=(mean + rng.normal(0, 1, n) > 0).astype(np.uint8))
@@ -140,11 +140,10 @@ def test_every_route_gives_the_scores_of_evaluate(tta, classifier, ten_bits, tmp
     expected = holdout["probability"].to_numpy()
     assert np.ptp(expected) > 0.2
     monkeypatch.setattr(paths, "FINAL_MODEL", tmp_path / "final")
-    seen = {"ids": [], "sha256": [], "slides": []}
-    monkeypatch.setattr(evaluate, "seen_in_training", lambda: seen)
     monkeypatch.setattr(scorer, "load_split", lambda _: split)
     point = evaluate.operating_point_on_val(predictions, chosen)
-    evaluate.write_final(classifier, point)
+    seen = {"ids": [], "sha256": [], "slides": []}
+    write_final(paths.FINAL_MODEL, classifier, asdict(point), seen)
     version = SimpleNamespace(
         name="m",
         number=2,

@@ -19,7 +19,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +30,8 @@ from PIL import Image
 from src import evaluate, paths, predict, serve
 from src.evaluation.baseline import N_FEATURES
 from src.model import scorer
+from src.model.final import write_final
+from src.model.tta import logits_by_view
 from src.params import load_params
 from src.system.durable import MANIFEST, write_manifest
 from src.system.errors import VerificationError
@@ -79,7 +81,7 @@ def evaluated(classifier):
     chosen = params.evaluate.model_copy(update={"tta": True})
     params = params.model_copy(update={"evaluate": chosen})
     split = labelled_patches(["a", "b", "c"], range(3), PIXELS)
-    logits = evaluate._view_logits(classifier, split, params, LOG)
+    logits = logits_by_view(classifier, split, all_views=True, batch_size=64, log=LOG)
     means = logits.mean(axis=0)
     split = replace(split, labels=(means > np.median(means)).astype(np.uint8))
     rng = np.random.default_rng(0)
@@ -105,8 +107,7 @@ def champion(store_root, classifier, evaluated, tmp_path_factory):
         final = tmp_path_factory.mktemp("served") / "final"
         patch.setattr(paths, "FINAL_MODEL", final)
         seen = {"ids": ["1" * 40], "sha256": ["2" * 64], "slides": []}
-        patch.setattr(evaluate, "seen_in_training", lambda: seen)
-        evaluate.write_final(classifier, evaluated[1])
+        write_final(final, classifier, asdict(evaluated[1]), seen)
         with runs.training_run(record()) as run:
             pass
         evidence = {"auroc": 0.9, "baseline_auroc": 0.8}

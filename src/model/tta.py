@@ -4,13 +4,41 @@ Logits are averaged, not probabilities: the mean can then be calibrated as a sin
 logit is, and what is served stays logit → scale and shift → sigmoid.
 """
 
+from logging import Logger
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from src.data.labelled import LabelledPatches
 from src.data.views import N_VIEWS, view_steps
-from src.model.inference import VIEWS_LAYER
+from src.model.inference import VIEWS_LAYER, predict_outputs
 
 if TYPE_CHECKING:
     import keras
+
+
+def logits_by_view(
+    model: "keras.Model",
+    patches: LabelledPatches,
+    *,
+    all_views: bool,
+    batch_size: int,
+    log: Logger,
+) -> NDArray[np.float64]:
+    """(views, n) logits of a split: of its 8 views, or of the patch as it is alone.
+
+    By the graph that is served, up to the mean over the views.
+    """
+    logits = predict_outputs(
+        view_logits(model) if all_views else model,
+        patches.pixels,
+        patches.rows,
+        batch_size=batch_size,
+        log=log,
+        task=f"{patches.split}: scored",
+    )
+    return np.atleast_2d(logits.T)
 
 
 def view_logits(model: "keras.Model") -> "keras.Model":
