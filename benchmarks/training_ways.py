@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measured import runtime
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches
 from src.drawing.patches import draw_chunk
 from src.drawing.plan import plan_subset
 from src.evaluation.metrics import auroc

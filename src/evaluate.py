@@ -14,9 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from src import paths
-from src.data.identity import check_trained_here, split_kind
-from src.data.labelled import load_split
-from src.data.packed import read_patches
+from src.data.dataset import check_trained_here, load_split, split_kind
+from src.data.patches import read_patches
 from src.evaluation.baseline import colour_histograms
 from src.evaluation.calibration import fit_calibration
 from src.evaluation.curves import curve_bands

@@ -16,8 +16,8 @@ import typer
 from numpy.typing import NDArray
 
 from src import paths
-from src.data.packed import open_pixels, read_patches
-from src.data.patch_inputs import open_input
+from src.data.patches import open_pixels, read_patches
+from src.data.sources import open_input
 from src.params import load_params
 from src.system.cli import run
 from src.system.determinism import start_scoring

@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src import paths
-from src.data.identity import check_trained_here
-from src.data.labelled import load_split
+from src.data.dataset import check_trained_here, load_split
 from src.evaluation.comparison import (
     Candidate,
     Champion,

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from src import paths
 from src.data.images import decode_image
-from src.data.tiff import PATCH_SHAPE
 from src.params import load_params
+from src.patch import SHAPE
 from src.system.cli import run
 from src.system.determinism import start_scoring
 from src.system.errors import ProjectError
@@ -103,7 +103,7 @@ def patches_of(data: Any) -> NDArray[np.uint8]:
     except ValueError as error:  # no base64, or patches of different shapes
         raise ServeError(f"{error}; {_EXPECTED}") from error
     # scaled pixels would be answered, and wrongly
-    if pixels.shape[1:] != PATCH_SHAPE or pixels.dtype.kind not in "iu":
+    if pixels.shape[1:] != SHAPE or pixels.dtype.kind not in "iu":
         raise ServeError(f"pixels are {pixels.dtype} of shape {pixels.shape}; {_EXPECTED}")
     if pixels.min() < 0 or pixels.max() > 255:
         raise ServeError(f"pixels from {pixels.min()} to {pixels.max()}; {_EXPECTED}")

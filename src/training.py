@@ -44,8 +44,7 @@ def run_phase(
     before the run is completed, so a tracking server that fails costs no training. Two at once take
     turns.
     """
-    from src.data.identity import dataset_identity, split_kind
-    from src.data.labelled import load_split
+    from src.data.dataset import dataset_identity, load_split, split_kind
     from src.evaluation.figures import learning_curves
     from src.evaluation.metrics import auroc
     from src.model.checkpoint import Checkpoint, work_key

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from src import evaluate, paths, register
-from src.data.identity import OtherData, SplitKind
+from src.data.dataset import OtherData, SplitKind
 from src.evaluation import promotion
 from src.evaluation.comparison import Champion, Comparison
 from src.evaluation.intervals import Difference

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from src.data import views as data_views
-from src.data.labelled import LabelledPatches
+from src.data import batches as data_views
+from src.data.dataset import LabelledPatches
 from src.model.cache import ActivationCache, Entry
 from src.model.cache_plan import CachePlan, plan_cache
 from src.model.checkpoint import files_digest

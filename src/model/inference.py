@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.batches import ordered_batches
-from src.data.views import N_VIEWS
+from src.data.batches import N_VIEWS, ordered_batches
 from src.system.durable import verify_folder
 from src.system.progress import progress
 

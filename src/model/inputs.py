@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from src.data.batches import VIEW_BLOCK, Batch
-from src.data.labelled import LabelledPatches
-from src.data.views import apply_view, apply_views
+from src.data.batches import VIEW_BLOCK, Batch, apply_view, apply_views
+from src.data.dataset import LabelledPatches
 from src.model.activations import as_stored
 from src.model.cache import Entry
 from src.model.cache_plan import CachePlan

@@ -15,7 +15,7 @@ import numpy as np
 
 from src import paths
 from src.data.augmentation import build_augmentation
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches
 from src.model.boundary import Boundary
 from src.model.cache import ActivationCache
 from src.model.checkpoint import Checkpoint

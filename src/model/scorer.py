@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from src.data.labelled import LabelledPatches, load_split
-from src.data.patch_inputs import PatchInput, batches
+from src.data.dataset import LabelledPatches, load_split
+from src.data.sources import PatchInput, batches
 from src.model.final import check_contract
 from src.model.inference import forward_pass, predict_outputs
 from src.system.durable import replacing

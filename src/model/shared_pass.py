@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches
 from src.model.cache import ActivationCache, Entry
 from src.model.frozen import FrozenBackbone
 

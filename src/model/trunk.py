@@ -3,7 +3,7 @@
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches
 from src.model.boundary import Boundary
 from src.model.cache import ActivationCache
 from src.model.folding import folded

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.labelled import LabelledPatches
-from src.data.views import N_VIEWS, view_steps
+from src.data.batches import N_VIEWS, view_steps
+from src.data.dataset import LabelledPatches
 from src.model.inference import VIEWS_LAYER, predict_outputs
 
 if TYPE_CHECKING:

@@ -90,7 +90,7 @@ def check_options(options: Options) -> None:
 
 
 def _identity(params: Params) -> dict[str, Any]:
-    from src.data.identity import dataset_identity
+    from src.data.dataset import dataset_identity
     from src.system.code import training_code_digest
     from src.tuning.search_data import load_data
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SearchData:
 
 def load_data(*, subset: int | None, seed: int) -> SearchData:
     """Train, or ``subset`` patches of it, and val; holdout is never opened."""
-    from src.data.labelled import load_split
+    from src.data.dataset import load_split
 
     train = load_split("train")
     chosen = train if subset is None else subset_of(train, subset, seed=seed)

@@ -219,7 +219,7 @@ class _Worker:
                 run.log_weights(file, sha256)
 
     def _record(self, params: Params) -> "RunRecord":
-        from src.data.identity import dataset_identity, split_kind
+        from src.data.dataset import dataset_identity, split_kind
         from src.model.class_weights import class_weights
         from src.tracking.records import RunRecord
 

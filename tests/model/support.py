@@ -6,7 +6,7 @@ import numpy as np
 
 from src import paths
 from src.data.batches import Batch
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches
 from src.params import (
     FinetuneParams,
     ModelParams,

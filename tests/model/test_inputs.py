@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from src.data.batches import epoch_views, ordered_batches, training_batches
-from src.data.views import apply_views
+from src.data.batches import apply_views, epoch_views, ordered_batches, training_batches
 from src.model.activations import ActivationsOverflow
 from src.model.cache import ActivationCache
 from src.model.cache_plan import CachePlan

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from src import evaluate, paths
-from src.data.patch_inputs import open_input
+from src.data.sources import open_input
 from src.evaluation.baseline import N_FEATURES
 from src.model import scorer
 from src.model.final import CONTRACT, ContractError, check_contract, write_final

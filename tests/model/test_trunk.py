@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from src.data.augmentation import build_augmentation
-from src.data.batches import ordered_batches
-from src.data.views import apply_views
+from src.data.batches import apply_views, ordered_batches
 from src.model.boundary import Boundary
 from src.model.cache import ActivationCache
 from src.model.freezing import boundary_layer, cut

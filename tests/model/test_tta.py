@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from src.data.views import apply_view
+from src.data.batches import apply_view
 from tests.model.support import SMALL, random_patches
 
 pytestmark = pytest.mark.tensorflow

@@ -16,8 +16,8 @@ SECTIONS = set(Params.model_fields) - {"runtime", "tune"}
 READ_BESIDES = {"finetune": {"train"}, "predict": {"register_"}}
 
 
-# their content is named elsewhere: as params, as deps and outs, or it is prose
-NO_DEPS = {"src/params.py", "src/paths.py", "src/__init__.py"}
+# their content is named elsewhere (as params, as deps and outs, in the archive), or it is prose
+NO_DEPS = {"src/params.py", "src/paths.py", "src/patch.py", "src/__init__.py"}
 
 
 @pytest.mark.parametrize("stage", STAGES)

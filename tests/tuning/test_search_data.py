@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.data import labelled as labelled_module
+from src.data import dataset as labelled_module
 from src.tuning.search_data import load_data, subset_of
 from tests.model.support import labelled, random_patches
 
