@@ -30,9 +30,10 @@ from benchmarks.measured import runtime
 from src.data.sources import PatchInput, open_input
 from src.drawing.patches import draw_chunk
 from src.drawing.plan import plan_subset
+from src.model.final import CONTRACT
+from src.model.scorer import Scorer, write_predictions
 from src.params import load_params
-from src.prediction import write_predictions
-from src.scoring import Scorer, start
+from src.system.determinism import start_scoring
 
 Pixels = NDArray[np.uint8]
 Way = Callable[[Pixels], NDArray[np.float32]]
@@ -55,12 +56,12 @@ def main(
     input_size: Annotated[int | None, typer.Option(help="of a random model")] = None,
 ) -> None:
     """Print patches/s of each way, ours against it, and the largest difference in probability."""
-    start(runtime(threads))
+    start_scoring(runtime(threads))
     classifier = load(model) if model else random_classifier(backbone, input_size)
     pixels = draw(patches)
     with tempfile.TemporaryDirectory() as folder:
         inputs = write_inputs(Path(folder), pixels)
-        scorer = Scorer(version_of(classifier))
+        scorer = Scorer(version_of(classifier, Path(folder)))
         ways: dict[str, Way] = {
             f"predict, {name}": ours(scorer, open_input(path), Path(folder) / "out.csv", batch)
             for name, path in inputs.items()
@@ -93,13 +94,15 @@ def random_classifier(backbone: str | None, input_size: int | None) -> Any:
     return probability_classifier(model, scale=1.0, shift=0.0)
 
 
-def version_of(classifier: Any) -> Any:
+def version_of(classifier: Any, folder: Path) -> Any:
     """What a scorer reads of a registered version."""
+    classifier.save(folder / "benchmarked.keras")
     return SimpleNamespace(
         name="benchmark",
-        version=1,
-        contract=None,
-        model=classifier,
+        number=1,
+        contract=CONTRACT,
+        golden=None,
+        model_file=folder / "benchmarked.keras",
         operating_point={"threshold": 0.5},
     )
 

@@ -11,7 +11,6 @@ Commands outside the pipeline: ``tune`` (searches unfreeze depth and learning ra
 
 Shared by everything: ``params`` (``params.yaml``, typed), ``paths`` (every path, once), ``patch``
 (every fact about a patch, once).
-Shared by several stages: ``deciding prediction scoring serving``.
 
 ``data``        what a patch is: archives, TIFF decoding, checks, groups, splits, packed pixels
 ``exploration`` what the data looks like: statistics and pictures

@@ -29,7 +29,7 @@ from src.evaluation.report import render_model_card, render_report
 from src.evaluation.report_facts import read_sources
 from src.params import EvaluateParams, load_params
 from src.system.cli import run
-from src.system.determinism import start_tensorflow
+from src.system.determinism import start_scoring
 from src.system.durable import read_json, replacing_folder, write_bytes, write_json
 from src.system.log import configure, get_logger
 from src.system.progress import progress
@@ -42,15 +42,13 @@ def main() -> None:
     configure(params.runtime.verbosity)
     log = get_logger("evaluate")
     check_trained_here(paths.HEAD_MODEL, paths.FINETUNED_MODEL)
-    start_tensorflow(params.runtime, seed=0, tf32=False)  # nothing random happens: any seed will do
-    from src.deciding import final_weights_sha256, model_key
+    start_scoring(params.runtime)
     from src.model.final import write_final
     from src.model.gradcam import explain
     from src.model.inference import load_classifier, logits_by_view
-    from src.scoring import finite
-    from src.tracking.looks import take_look
-    from src.tracking.run_files import add_files
-    from src.tracking.runs import add_evaluation, ensure_run
+    from src.model.scorer import finite
+    from src.tracking.looks import final_weights_sha256, model_key, take_look
+    from src.tracking.runs import add_evaluation, add_files, ensure_run
 
     # score
     model = load_classifier(paths.FINETUNED_MODEL)

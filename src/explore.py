@@ -22,7 +22,7 @@ def main() -> None:
     """
     from src.exploration.findings import open_packed, report_findings, survey_packed
     from src.exploration.pictures import draw_pictures
-    from src.tracking.exploration_run import exploration_run
+    from src.tracking.runs import log_exploration
 
     params = load_params()
     configure(params.runtime.verbosity)
@@ -62,8 +62,7 @@ def main() -> None:
         "groups_are": str(split["groups_are"]),
         "slide_disjoint": str(split["slide_disjoint"]).lower(),
     }
-    with exploration_run(tags) as run_:
-        run_.log_result(report, paths.EXPLORE)
+    log_exploration(tags, report, paths.EXPLORE)
 
 
 if __name__ == "__main__":

@@ -4,43 +4,36 @@ Without options, the stage: the unlabelled patches, with the version that ``regi
 ``--input`` and ``--output``: the patches there, with the champion.
 """
 
-from dataclasses import dataclass
-from logging import Logger
+from __future__ import annotations
+
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 import typer
 from numpy.typing import NDArray
 
 from src import paths
-from src.params import Params, load_params
-from src.prediction import PredictionError, predict_input
+from src.data.patches import open_pixels, read_patches
+from src.data.sources import open_input
+from src.params import load_params
 from src.system.cli import run
-from src.system.durable import read_json, replacing_folder, write_json
+from src.system.determinism import start_scoring
+from src.system.durable import read_json, replacing_folder, sha256_file, write_json
+from src.system.errors import ProjectError
 from src.system.log import configure, get_logger
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from src.tracking.registry import VersionFiles
-
-
 _CHOOSE = "dvc repro --single-item --force register predict"
+_NO_SUBMISSION = (
+    "ingest.no_submission is true: the test images were left out, because their labels may be "
+    "among the training data"
+)
 
 
-@dataclass(frozen=True)
-class Submission:
-    """The table to send in, and which of its ids had no readable image.
-
-    ``table`` has columns ``id``, ``label`` (a probability), in the order of
-    ``sample_submission.csv``. ``prevalence``, the share of tumour among labelled patches, stands
-    for the quarantined.
-    """
-
-    table: "pd.DataFrame"
-    quarantined: list[str]
-    prevalence: float
+class PredictionError(ProjectError):
+    """The submission or table can't be made, or would not be what is expected of it."""
 
 
 def main(
@@ -58,131 +51,135 @@ def main(
     params = load_params()
     configure(params.runtime.verbosity)
     log = get_logger("predict")
-    if input_ is None and output is None and not skip_bad:
-        predict_test(params, log)
-        return
-    if input_ is None or output is None:
+    is_stage = input_ is None and output is None and not skip_bad
+    if not is_stage and (input_ is None or output is None):
         raise PredictionError("--input and --output go together; give both, or none for the stage")
-    predict_input(input_, output, params, skip_bad=skip_bad, log=log)
+    from src.tracking.lineage import origin
+    from src.tracking.registry import CHAMPION, aliases, champion_of, find_version
 
+    if input_ is not None and output is not None:
+        if output.is_dir():
+            raise PredictionError(f"--output is a folder: {output}; name the csv to write")
+        source = open_input(input_)
+        version, role = champion_of(params.register_.name), "champion"
+        if version is None:
+            raise PredictionError(
+                f"there is no champion of {params.register_.name}; run: dvc repro, or promote a "
+                "version: python -m src.promote"
+            )
+    else:
+        ingested = read_json(paths.INGEST_REPORT)
+        if ingested["no_submission"]:
+            write_no_submission(paths.SUBMISSION_DIR, data_digests=ingested["digests"])
+            log.warning(f"no submission.csv: {_NO_SUBMISSION}")
+            return
+        registration = read_json(paths.REGISTRATION)
+        name, role = registration["name"], registration["predict_with"]["role"]
+        version = find_version(name, int(registration["predict_with"]["version"]))
+        check_chosen(
+            registration,
+            manifest_sha256=version.manifest_sha256,
+            champion=aliases(name).get(CHAMPION),
+        )
+        if role == "unpromoted":
+            why = why_unpromoted(registration, params.predict.unpromoted)
+            log.warning(f"{why}: predicting with version {version.number}, unpromoted")
+    version.verify()  # before TensorFlow, which takes ten seconds to start
+    start_scoring(params.runtime)
+    from src.model.scorer import Scorer, write_predictions
 
-def predict_test(params: Params, log: Logger) -> None:
-    """The stage: predict the test patches, write submission.csv and lineage.json."""
-    from src.scoring import start
-
-    registration = read_json(paths.REGISTRATION)
-    ingested = read_json(paths.INGEST_REPORT)
-    if ingested["no_submission"]:
-        write_no_submission(paths.SUBMISSION_DIR, data_digests=ingested["digests"], log=log)
+    scorer, batch_size = Scorer(version), params.runtime.inference_batch_size
+    log.info(f"{version.name} version {version.number} ({role}): files verified and loaded")
+    if output is not None:
+        write_predictions(source, scorer, output, batch_size=batch_size, skip_bad=skip_bad, log=log)
         return
-    # before TensorFlow, which takes ten seconds to start: a deleted registry is noticed at once
-    check_chosen(registration)
-    start(params.runtime)
-    version = load_chosen(registration, unpromoted=params.predict.unpromoted, log=log)
-    submission = predict(version, batch_size=params.runtime.inference_batch_size, log=log)
+    patches = read_patches(paths.INGEST)
+    test, prevalence = in_submission_order(patches), training_prevalence(patches)
+    rows = test["row"].to_numpy(dtype=np.int64)
+    is_readable = rows >= 0
+    probabilities = np.full(len(test), prevalence)  # what a quarantined patch gets
+    probabilities[is_readable] = scorer.of_rows(
+        open_pixels("test", paths.INGEST), rows[is_readable], batch_size=batch_size, log=log
+    )
+    table = submission_table(test["id"].to_numpy(), probabilities)
+    quarantined = test["id"][~is_readable].tolist()
     write_submission(
         paths.SUBMISSION_DIR,
-        submission,
-        version,
-        role=registration["predict_with"]["role"],
-        data_digests=ingested["digests"],
+        table,
+        {
+            "submission": {
+                "quarantined": quarantined,
+                "quarantined_probability": prevalence,
+            },
+            "model": {
+                "name": version.name,
+                "version": version.number,
+                "role": role,
+                "run_id": version.run_id,
+                "model_sha256": version.model_sha256,
+                "manifest_sha256": version.manifest_sha256,
+            },
+            "operating_point": version.operating_point,
+            "data": ingested["digests"],
+            "code": {key: value for key, value in origin().items() if key.startswith("git_")},
+        },
     )
     log.info(
-        f"{len(submission.table):,} rows in {paths.SUBMISSION.relative_to(paths.ROOT)}, "
-        f"mean probability {submission.table['label'].mean():.3f}, "
-        f"{len(submission.quarantined):,} quarantined"
+        f"{len(table):,} rows in {paths.SUBMISSION.relative_to(paths.ROOT)}, "
+        f"mean probability {table['label'].mean():.3f}, {len(quarantined):,} quarantined"
     )
 
 
-def check_chosen(registration: dict[str, Any]) -> None:
+def check_chosen(
+    registration: Mapping[str, Any], *, manifest_sha256: str, champion: int | None
+) -> None:
     """Refuse a version that isn't the one ``register`` chose, or is champion no longer.
+
+    ``manifest_sha256`` is that of the version found, ``champion`` the number of the present one.
 
     Raises
     ------
     PredictionError
         Another registry has another version of that number, or another version is champion now.
-    VerificationError, TrackingError
-        Its files changed, or it isn't there.
     """
-    from src.tracking.registry import champion_version, verify_version, version_tags
-
-    name, chosen = registration["name"], registration["predict_with"]
-    number = int(chosen["version"])
-    verify_version(name, number)
-    if version_tags(name, number)["manifest_sha256"] != chosen["manifest_sha256"]:
+    chosen = registration["predict_with"]
+    called = f"version {chosen['version']} of {registration['name']}"
+    if manifest_sha256 != chosen["manifest_sha256"]:
         raise PredictionError(
-            f"version {number} of {name} is not the one that register chose (another registry, or "
-            f"one made anew?); run: {_CHOOSE}"
+            f"{called} is not the one that register chose (another registry, or one made anew?); "
+            f"run: {_CHOOSE}"
         )
-    champion = champion_version(name)
-    if chosen["role"] == "champion" and champion != number:
-        now = "none" if champion is None else f"version {champion}"
+    if chosen["role"] == "champion" and champion != int(chosen["version"]):
         raise PredictionError(
-            f"version {number} of {name} was champion when register chose it, {now} is now; run: "
-            f"{_CHOOSE}"
+            f"{called} was champion when register chose it, "
+            f"{'none' if champion is None else f'version {champion}'} is now; run: {_CHOOSE}"
         )
 
 
-def load_chosen(registration: dict[str, Any], *, unpromoted: str, log: Logger) -> "VersionFiles":
-    """Load the version that ``registration.json`` names, verified.
+def why_unpromoted(registration: Mapping[str, Any], policy: str) -> str:
+    """Why the submission isn't the champion's; ``policy`` is ``predict.unpromoted``.
 
     Raises
     ------
     PredictionError
-        It is unpromoted, and ``predict.unpromoted`` says ``refuse``.
-    ContractError
-        It expects other input than this code gives.
+        The policy is ``refuse``.
     """
-    from src.model.final import check_contract
-    from src.tracking.registry import load_version
-
-    name, chosen = registration["name"], registration["predict_with"]
-    if chosen["role"] == "unpromoted":
-        why = why_unpromoted(registration)
-        if unpromoted == "refuse":
-            raise PredictionError(
-                f"{why}, and predict.unpromoted is refuse: "
-                f"{'; '.join(registration['reasons'])}; improve the model, or set "
-                "predict.unpromoted: allow to predict with the challenger"
-            )
-        log.warning(f"{why}: predicting with version {chosen['version']}, unpromoted")
-    version = load_version(name, int(chosen["version"]))
-    check_contract(version.contract, version.model)
-    log.info(f"{name} version {version.version} ({chosen['role']}): files verified and loaded")
-    return version
-
-
-def why_unpromoted(registration: dict[str, Any]) -> str:
-    """Why the submission isn't the champion's."""
     champion = registration["champion_version"]
-    if champion is None:
-        return f"no champion of {registration['name']} stands"
-    return f"champion version {champion} scores surely below the challenger, which failed the rules"
-
-
-def predict(version: "VersionFiles", *, batch_size: int, log: Logger) -> Submission:
-    """Probability of every test patch; quarantined ones get the training prevalence."""
-    from src.data.patches import open_pixels, read_patches
-    from src.model.inference import predict_outputs
-
-    patches = read_patches(paths.INGEST)
-    test = in_submission_order(patches)
-    is_readable = (test["row"] >= 0).to_numpy()
-    rows = test["row"].to_numpy(dtype=np.int64)[is_readable]
-    probabilities = np.full(len(test), training_prevalence(patches))
-    probabilities[is_readable] = predict_outputs(
-        version.model,
-        open_pixels("test", paths.INGEST),
-        rows,
-        batch_size=batch_size,
-        log=log,
+    why = (
+        f"there is no champion of {registration['name']}"
+        if champion is None
+        else f"champion version {champion} scores significantly below the challenger, which failed "
+        "the rules"
     )
-    table = submission_table(test["id"].to_numpy(), probabilities)
-    quarantined = test["id"][~is_readable].tolist()
-    return Submission(table, quarantined, training_prevalence(patches))
+    if policy == "refuse":
+        raise PredictionError(
+            f"{why}, and predict.unpromoted is refuse: {'; '.join(registration['reasons'])}; "
+            "improve the model, or set predict.unpromoted: allow to predict with the challenger"
+        )
+    return why
 
 
-def in_submission_order(patches: "pd.DataFrame") -> "pd.DataFrame":
+def in_submission_order(patches: pd.DataFrame) -> pd.DataFrame:
     """The test rows of ``patches.parquet`` in the order of ``sample_submission.csv``.
 
     Raises
@@ -202,14 +199,12 @@ def in_submission_order(patches: "pd.DataFrame") -> "pd.DataFrame":
     return test.reset_index(drop=True)
 
 
-def training_prevalence(patches: "pd.DataFrame") -> float:
+def training_prevalence(patches: pd.DataFrame) -> float:
     """Share of tumour among the labelled patches."""
     return float(patches.loc[patches["subset"] == "train", "label"].mean())
 
 
-def submission_table(
-    ids: NDArray[np.object_], probabilities: NDArray[np.float64]
-) -> "pd.DataFrame":
+def submission_table(ids: NDArray[np.object_], probabilities: NDArray[np.float64]) -> pd.DataFrame:
     """The columns ``id``, ``label``, checked.
 
     Raises
@@ -217,8 +212,6 @@ def submission_table(
     PredictionError
         An id comes twice, or a probability is not a finite number in [0, 1].
     """
-    import pandas as pd
-
     table = pd.DataFrame({"id": ids, "label": probabilities})
     repeated = table["id"][table["id"].duplicated()]
     if len(repeated):
@@ -234,43 +227,25 @@ def submission_table(
     return table
 
 
-def write_submission(
-    folder: Path,
-    submission: Submission,
-    version: "VersionFiles",
-    *,
-    role: str,
-    data_digests: dict[str, Any],
-) -> None:
-    """Write ``submission.csv`` and ``lineage.json``; both appear together or not at all."""
-    from src.tracking.lineage import submission_lineage
+def write_submission(folder: Path, table: pd.DataFrame, lineage: dict[str, Any]) -> None:
+    """Write ``submission.csv`` and ``lineage.json``; both appear together or not at all.
 
+    To what ``lineage`` says of the submission come its file, SHA-256 and number of rows.
+    """
     with replacing_folder(folder) as temporary:
         csv = temporary / paths.SUBMISSION.name
         # 9 significant digits tell any two float32 apart
-        submission.table.to_csv(csv, index=False, float_format="%.9g", lineterminator="\n")
-        lineage = submission_lineage(
-            submission=csv,
-            n_rows=len(submission.table),
-            quarantined=submission.quarantined,
-            quarantined_probability=submission.prevalence,
-            version=version,
-            role=role,
-            data_digests=data_digests,
-        )
-        write_json(temporary / paths.LINEAGE.name, lineage)
+        table.to_csv(csv, index=False, float_format="%.9g", lineterminator="\n")
+        of_file = {"file": csv.name, "sha256": sha256_file(csv), "n_rows": len(table)}
+        submission = {**lineage["submission"], **of_file}
+        write_json(temporary / paths.LINEAGE.name, {**lineage, "submission": submission})
 
 
-def write_no_submission(folder: Path, *, data_digests: dict[str, Any], log: Logger) -> None:
-    """Write a ``lineage.json`` that says why there is no ``submission.csv`` beside it."""
-    reason = (
-        "ingest.no_submission is true: the test images were left out, because their labels may be "
-        "among the training data"
-    )
+def write_no_submission(folder: Path, *, data_digests: Mapping[str, str]) -> None:
+    """Write a ``lineage.json`` that says why there is no ``submission.csv`` next to it."""
     with replacing_folder(folder) as temporary:
-        lineage = {"submission": None, "reason": reason, "data": data_digests}
+        lineage = {"submission": None, "reason": _NO_SUBMISSION, "data": data_digests}
         write_json(temporary / paths.LINEAGE.name, lineage)
-    log.warning(f"no submission.csv: {reason}")
 
 
 if __name__ == "__main__":

@@ -4,16 +4,19 @@ Kaggle knows a submission by its description, which names version, run and SHA-2
 is never uploaded twice, and a second call goes on waiting for the scores of the first.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import Logger
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, Any
 
 import typer
+from requests import HTTPError, RequestException
 
 from src import paths
 from src.data.sources import COMPETITION, kaggle_client
@@ -39,25 +42,6 @@ class SubmitError(ProjectError):
     """The submission can't be sent, or Kaggle can't score it."""
 
 
-class SubmissionClient(Protocol):
-    """What is used of ``kaggle.api.kaggle_api_extended.KaggleApi``."""
-
-    def competition_submit(
-        self, file_name: str, message: str, competition: str, quiet: bool
-    ) -> Any:
-        """Upload a table; the answer's ``message`` says so where the upload failed."""
-
-    def competition_submissions(
-        self, competition: str, *, page_number: int, page_size: int
-    ) -> Sequence[Any] | None:
-        """One page of the submissions, from 1, newest first; empty after the last.
-
-        Each has ``ref`` (its number), ``description``, ``status`` (an enum: PENDING, COMPLETE or
-        ERROR), ``error_description``, ``public_score`` and ``private_score`` (text, empty while
-        unknown).
-        """
-
-
 @dataclass(frozen=True)
 class Sent:
     """A submission and the version it comes from, as ``lineage.json`` says."""
@@ -71,14 +55,6 @@ class Sent:
     def description(self) -> str:
         """What Kaggle shows beside it, and what it is found by."""
         return f"{self.name} v{self.version} run {self.run_id[:12]} sha256 {self.sha256}"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Kaggle's AUROC of a submission; None where Kaggle doesn't say it."""
-
-    public: float | None
-    private: float | None
 
 
 def main(
@@ -99,13 +75,19 @@ def main(
     configure(params.runtime.verbosity)
     log = get_logger("submit")
     sent = read_sent()
-    client = cast(SubmissionClient, kaggle_client())
+    client = kaggle_client()
     failed_before = upload(sent, client, log)
     scores = wait_for_scores(sent, client, wait_s=wait, failed_before=failed_before)
     if scores is None:
         log.info(f"no scores yet after {wait:g} s; run again later, nothing is uploaded twice")
         return
-    record_scores(sent, scores, log)
+    from src.tracking.registry import find_version
+
+    if not scores:
+        raise SubmitError("Kaggle scored the submission but shows no score; run again later")
+    find_version(sent.name, sent.version).add_kaggle_scores(scores, submission_sha256=sent.sha256)
+    said = ", ".join(f"{kind} {value:.4f}" for kind, value in scores.items())
+    log.info(f"Kaggle's AUROC of version {sent.version}: {said}")
 
 
 def read_sent() -> Sent:
@@ -133,7 +115,7 @@ def read_sent() -> Sent:
     )
 
 
-def upload(sent: Sent, client: SubmissionClient, log: Logger) -> frozenset[Any]:
+def upload(sent: Sent, client: Any, log: Logger) -> frozenset[Any]:
     """Upload the table, unless Kaggle has it.
 
     Returns the ``ref`` of earlier uploads of it that Kaggle couldn't score.
@@ -160,13 +142,12 @@ def upload(sent: Sent, client: SubmissionClient, log: Logger) -> frozenset[Any]:
     return frozenset(failed_before)
 
 
-def _newest(sent: Sent, client: SubmissionClient, left_out: frozenset[Any]) -> Any | None:
-    """Kaggle's newest entry of this very table, without those ``left_out``."""
-    return next((entry for entry in _entries(sent, client) if entry.ref not in left_out), None)
+def _entries(sent: Sent, client: Any) -> Iterator[Any]:
+    """Kaggle's entries of this very table, newest first, however many came after them.
 
-
-def _entries(sent: Sent, client: SubmissionClient) -> Iterator[Any]:
-    """Kaggle's entries of this very table, newest first, however many came after them."""
+    Each has ``ref`` (its number), ``description``, ``status`` (PENDING, COMPLETE or ERROR),
+    ``error_description``, ``public_score`` and ``private_score``.
+    """
     seen: set[Any] = set()
     for page in range(1, _MAX_PAGES + 1):
         with _refusals():
@@ -182,14 +163,16 @@ def _entries(sent: Sent, client: SubmissionClient) -> Iterator[Any]:
 
 def wait_for_scores(
     sent: Sent,
-    client: SubmissionClient,
+    client: Any,
     *,
     wait_s: float,
     failed_before: frozenset[Any] = frozenset(),
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
-) -> Scores | None:
-    """Ask every 15 s until Kaggle has scored the submission; None where it hasn't in time.
+) -> dict[str, float] | None:
+    """Ask every 15 s until Kaggle has scored the submission; None if it hasn't in time.
+
+    Returns ``public`` and ``private`` AUROC, without what Kaggle doesn't show.
 
     ``failed_before`` are uploads of the table that failed before this one: right after it they may
     still be the newest that Kaggle lists.
@@ -201,42 +184,26 @@ def wait_for_scores(
     """
     until = now() + wait_s
     while True:
-        mine = _newest(sent, client, failed_before)
+        entries = (entry for entry in _entries(sent, client) if entry.ref not in failed_before)
+        mine = next(entries, None)
         if mine is not None and _status(mine) == "ERROR":
             raise SubmitError(f"Kaggle can't score the submission: {mine.error_description}")
         if mine is not None and _status(mine) == "COMPLETE":
-            return Scores(_number(mine.public_score), _number(mine.private_score))
+            shown = {"public": mine.public_score, "private": mine.private_score}
+            # text, empty while unknown
+            return {kind: float(score) for kind, score in shown.items() if score not in (None, "")}
         if now() + _POLL_EVERY_S > until:
             return None
         sleep(_POLL_EVERY_S)
-
-
-def record_scores(sent: Sent, scores: Scores, log: Logger) -> None:
-    """Write the scores onto the run, as metrics, and onto the version, as tags."""
-    from src.tracking.scores import write_scores
-
-    found = {"public": scores.public, "private": scores.private}
-    known = {kind: value for kind, value in found.items() if value is not None}
-    if not known:
-        raise SubmitError("Kaggle scored the submission but shows no score; run again later")
-    write_scores(sent.name, sent.version, sent.run_id, submission_sha256=sent.sha256, scores=known)
-    said = ", ".join(f"{kind} {value:.4f}" for kind, value in known.items())
-    log.info(f"Kaggle's AUROC of version {sent.version}: {said}")
 
 
 def _status(entry: Any) -> str:
     return str(getattr(entry.status, "name", entry.status)).upper()
 
 
-def _number(score: str | float | None) -> float | None:
-    return None if score in (None, "") else float(score)
-
-
 @contextmanager
 def _refusals() -> Iterator[None]:
     """Turn what Kaggle's client raises inside into one line."""
-    from requests import HTTPError, RequestException
-
     try:
         yield
     except HTTPError as error:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from src import deciding, evaluate, paths
+from src import evaluate, paths
 from src.data.dataset import LabelledPatches, OtherData, SplitKind
 from src.evaluation.baseline import N_FEATURES
 from src.evaluation.intervals import Difference
@@ -18,6 +18,7 @@ from src.evaluation.metrics_report import log_report
 from src.evaluation.promotion import Evidence, decide
 from src.params import load_params
 from src.system.durable import verify_folder, write_json
+from src.tracking import looks
 from tests.data.tables import patches_frame
 
 PARAMS = load_params().evaluate
@@ -268,11 +269,12 @@ def test_log_names_what_weakens_the_verdict(predictions, workspace, caplog, monk
     )
 
 
-def test_look_is_known_by_weights_and_views():
+def test_look_is_known_by_weights_and_views(monkeypatch):
     """Catches a look taken by test-time augmentation, and a count that ``register`` takes anew."""
-    keys = {tta: deciding.model_key("b" * 64, tta=tta) for tta in (False, True)}
+    keys = {tta: looks.model_key("b" * 64, tta=tta) for tta in (False, True)}
     assert keys[False] != keys[True]
     for tta, key in keys.items():
         evidence = {"final_weights_sha256": "b" * 64}
-        version = SimpleNamespace(evidence=evidence, operating_point={"tta": tta})
-        assert deciding.scores_of(version) == key
+        version = SimpleNamespace(run_id="run", evidence=evidence, operating_point={"tta": tta})
+        monkeypatch.setattr(looks, "take_look", lambda *look: look)
+        assert looks.look_of(version, "digest") == ("run", "digest", key)

@@ -20,23 +20,24 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from src import evaluate, paths, prediction, serve, serving
+from src import evaluate, paths, predict, serve
 from src.evaluation.baseline import N_FEATURES
-from src.evaluation.calibration import probability
+from src.model import scorer
 from src.model.final import write_final
 from src.model.inference import logits_by_view
 from src.params import load_params
-from src.scoring import Scorer
 from src.system.durable import MANIFEST, write_manifest
+from src.system.errors import VerificationError
 from src.tracking import registry, runs
-from src.tracking.logged_models import VerificationError
-from src.tracking.served import load_served
+from src.tracking.promotions import set_alias
+from src.tracking.registry import version_in
 from src.tracking.store import tracking_uri
 from tests.evaluated import labelled_patches
 from tests.tracking.support import final_folder, patches, point_paths_at, record
@@ -111,9 +112,8 @@ def champion(store_root, classifier, evaluated, tmp_path_factory):
             pass
         evidence = {"auroc": 0.9, "baseline_auroc": 0.8}
         version = registry.register_version(final, name=NAME, run_id=run.run_id, evidence=evidence)
-        registry.set_alias(NAME, registry.CHAMPION, version)
-        folder = registry.version_folder(NAME, version).folder
-        yield SimpleNamespace(version=version, folder=folder, uri=tracking_uri())
+        set_alias(NAME, registry.CHAMPION, version.number)
+        yield SimpleNamespace(version=version.number, folder=version.folder, uri=tracking_uri())
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,11 @@ def server(champion, tmp_path_factory):
         process = subprocess.Popen(
             command + options,
             cwd=paths.ROOT,
-            env=serve.environment(champion.uri),
+            env={
+                **os.environ,
+                "MLFLOW_TRACKING_URI": champion.uri,
+                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            },
             stdout=output,
             stderr=output,
             start_new_session=True,
@@ -176,9 +180,9 @@ def predicted(champion, store_root, tmp_path_factory):  # noqa: ARG001
     params = params.model_copy(update={"register_": named})
     with pytest.MonkeyPatch.context() as patch:
         point_paths_at(store_root, patch)
-        prediction.predict_input(
-            folder / "p.npy", folder / "out.csv", params, skip_bad=False, log=LOG
-        )
+        patch.setattr(predict, "load_params", lambda: params)
+        patch.setattr(predict, "configure", lambda _: None)
+        predict.main(input_=folder / "p.npy", output=folder / "out.csv")
     return list(csv.DictReader((folder / "out.csv").read_text().splitlines()))
 
 
@@ -193,22 +197,6 @@ def test_predicted_is_what_was_evaluated(predicted, evaluated):
     np.testing.assert_allclose(found, holdout["probability"], atol=1e-6)
     called = holdout["probability"] >= point.threshold
     assert [row["decision"] for row in predicted] == ["tumour" if c else "normal" for c in called]
-
-
-@pytest.mark.tensorflow
-def test_without_views_what_is_scored_is_what_was_evaluated(classifier):
-    """The same for one view, without a server of its own."""
-    from src.model.final import probability_classifier
-    from src.model.inference import predict_outputs
-
-    logits = predict_outputs(classifier, PIXELS, np.arange(3), batch_size=2, log=LOG)
-    final = probability_classifier(classifier, scale=0.6, shift=-0.4)
-    point = {"threshold": 0.4}
-    version = SimpleNamespace(
-        name=NAME, version=1, contract=None, model=final, operating_point=point
-    )
-    found = Scorer(version).probabilities(PIXELS)
-    np.testing.assert_allclose(found, probability(logits, scale=0.6, shift=-0.4), atol=1e-6)
 
 
 REQUESTS = {
@@ -239,15 +227,19 @@ JPEG = base64.b64encode(b"\xff\xd8\xff and so on").decode()
 BAD_REQUESTS = {
     "no JSON": (b"{", "valid JSON"),
     "no known key": ({"pixels": [1]}, "exactly one of the input fields"),
-    "one patch without its list": ({"inputs": PIXELS[0].tolist()}, "pixels of shape (96, 96, 3)"),
+    "one patch without its list": (
+        {"inputs": PIXELS[0].tolist()},
+        "pixels are int64 of shape (96, 96, 3)",
+    ),
     "ragged": ({"inputs": [[1, 2], [3]]}, "inhomogeneous"),
-    "scaled pixels": ({"inputs": (PIXELS / 255).tolist()}, "pixels are float64"),
+    "scaled pixels": ({"inputs": (PIXELS / 255).tolist()}, "pixels are float64 of shape (3, 96"),
     "out of range": ({"inputs": (PIXELS[:1].astype(int) - 1).tolist()}, "pixels from -1"),
     "nothing": ({"inputs": []}, "0 patches in one request"),
-    "not base64": ({"inputs": ["!"]}, "image 0: not base64"),
-    "JPEG": ({"inputs": [PNGS[0], JPEG]}, "image 1: format JPEG"),
-    "other column": ({"dataframe_records": [{"picture": PNGS[0]}]}, "got columns picture"),
-    "cut": ({"inputs": [TIFFS[0][:4000]]}, "image 0: truncated or corrupt TIFF"),
+    "not base64": ({"inputs": ["!"]}, "base64"),
+    "JPEG": ({"inputs": [PNGS[0], JPEG]}, "format JPEG"),
+    "two columns": ({"dataframe_records": [{"a": PNGS[0], "b": 1}]}, "got columns a, b"),
+    "mixed": ({"inputs": [PNGS[0], 3]}, "base64"),
+    "cut": ({"inputs": [TIFFS[0][:4000]]}, "truncated or corrupt TIFF"),
 }
 
 
@@ -266,7 +258,7 @@ def test_folder_that_no_registry_named_is_not_served(keras_file, tmp_path):
     """Catches a folder of models served without the SHA-256 that only the registry knows."""
     folder = final_folder(tmp_path / "final", keras_file)
     with pytest.raises(VerificationError, match="not reached through the registry"):
-        load_served(folder)
+        version_in(folder)
 
 
 @pytest.mark.tensorflow
@@ -277,14 +269,14 @@ def test_changed_files_are_not_served(file, champion, store, tmp_path, monkeypat
     (copy / "registered_model_meta").write_text(
         f"model_name: {NAME}\nmodel_version: {champion.version}\n"
     )
-    monkeypatch.setattr(registry, "load_keras", lambda path: pytest.fail(f"loaded {path}"))
+    monkeypatch.setattr(scorer, "_load", lambda path: pytest.fail(f"loaded {path}"))
     (copy / file).write_bytes((copy / file).read_bytes() + b" ")
     with pytest.raises(VerificationError, match="sha256 mismatch"):
-        load_served(copy)
+        scorer.Scorer(version_in(copy))
     (copy / MANIFEST).unlink()
     write_manifest(copy)
     with pytest.raises(VerificationError, match="is not the one that was registered"):
-        load_served(copy)
+        scorer.Scorer(version_in(copy))
 
 
 @pytest.mark.tensorflow
@@ -295,11 +287,10 @@ def test_command_serves_what_it_verified(champion, store, monkeypatch):  # noqa:
     monkeypatch.setattr(
         serve, "load_params", lambda: params.model_copy(update={"register_": named})
     )
-    monkeypatch.setattr(serve, "configure", lambda _: None)
     started = []
     monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
     monkeypatch.setattr(os, "chdir", lambda folder: started.append(folder))
-    serve.main(port=5001, host="127.0.0.1")
+    serve.main(port=5001)
     folder, (program, command, environment) = started
     assert folder == paths.ROOT
     assert program == command[0] == sys.executable
@@ -307,22 +298,17 @@ def test_command_serves_what_it_verified(champion, store, monkeypatch):  # noqa:
     assert environment["MLFLOW_TRACKING_URI"] == champion.uri
     (champion.folder / "MLmodel.bak").write_text("x")
     with pytest.raises(VerificationError, match="not in its manifest"):
-        serve.main(port=5001, host="127.0.0.1")
+        serve.main(port=5001)
     (champion.folder / "MLmodel.bak").unlink()
     assert len(started) == 2
 
 
 def test_versions_name_a_loader_that_is_there():
     """Catches a module renamed here while MLmodel goes on naming the old one."""
-    assert importlib.import_module(registry._SERVING_LOADER) is serving
-    assert callable(serving._load_pyfunc)
+    assert importlib.import_module(registry.SERVING_LOADER) is serve
+    assert callable(serve._load_pyfunc)
 
 
 def test_too_many_patches_are_refused():
-    with pytest.raises(serving.RequestError, match="1,025 patches in one request, expected 1 to"):
-        serving.patches_of([""] * 1025)
-
-
-def test_mixed_list_is_refused():
-    with pytest.raises(serving.RequestError, match="pixels and base64 in one list"):
-        serving.patches_of([PNGS[0], 3])
+    with pytest.raises(serve.ServeError, match="1,025 patches in one request; expected 1 to 1,024"):
+        serve.patches_of([""] * 1025)

@@ -74,6 +74,14 @@ def start_tensorflow(runtime: RuntimeParams, *, seed: int, tf32: bool = True) ->
     }
 
 
+def start_scoring(runtime: RuntimeParams) -> None:
+    """Start TensorFlow for scores: without TF32, so that they are the same wherever they are made.
+
+    For every command that scores, verifies or serves, ``evaluate`` included.
+    """
+    start_tensorflow(runtime, seed=0, tf32=False)  # nothing random happens: any seed will do
+
+
 def _onednn() -> str:
     """``on`` or ``off``; ``unknown`` where TensorFlow was imported before anybody chose."""
     value = os.environ.get(_ONEDNN)

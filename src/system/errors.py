@@ -9,3 +9,7 @@ class ProjectError(Exception):
     A command that meets one prints that line on stderr and exits with 1, without a traceback
     (``src.system.cli``). Anything else is a defect of ours and keeps its traceback.
     """
+
+
+class VerificationError(ProjectError):
+    """A model isn't, or doesn't answer as, the one that was registered."""

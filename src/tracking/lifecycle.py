@@ -1,31 +1,81 @@
 """The life of a run, whatever it holds: begun, ended as what it was, found dead, and written to.
 
-No active run and no global state: every call names its run.
+No active run and no global state: every call names its run. Each run says which process writes it,
+so that a later one can tell whether that process is still alive.
 """
 
+from __future__ import annotations
+
+import os
+import platform
 import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from src.tracking.processes import ProcessIdentity, is_known_dead, this_process
+from matplotlib.figure import Figure
+from mlflow.entities import Metric, Run, RunTag
+from mlflow.exceptions import MlflowException
+
 from src.tracking.records import WORK_KEY
 from src.tracking.store import Store, connect, reporting
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from mlflow.entities import Metric, Run
 
 METRICS_A_BATCH = 1000  # MLflow's limits
 PARAMS_A_BATCH = 100
 
 _PROCESS_TAGS = ("hcd.host", "hcd.pid", "hcd.started")
 _LONGEST_TAG = 5000
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """A process on a host. ``started`` tells it from a later one that got the same pid."""
+
+    host: str
+    pid: int
+    started: str
+
+
+def this_process() -> ProcessIdentity:
+    """The identity of the process that calls."""
+    return ProcessIdentity(platform.node(), os.getpid(), _started(os.getpid()) or "unknown")
+
+
+def is_known_dead(process: ProcessIdentity) -> bool:
+    """Whether the process ran on this host and no longer does; False where that can't be told."""
+    if process.host != platform.node() or process.started == "unknown":
+        return False
+    return _started(process.pid) != process.started
+
+
+def is_dead_since_boot(process: ProcessIdentity) -> bool:
+    """Whether the process ran here since the machine started, and no longer does.
+
+    Unlike :func:`is_known_dead`, False for a process of another boot: it was either lost with the
+    reboot, or belongs to another machine of the same name, where it may be alive.
+    """
+    boot = (_started(os.getpid()) or "unknown").partition(":")[0]
+    return process.started.partition(":")[0] == boot and is_known_dead(process)
+
+
+def _started(pid: int) -> str | None:
+    """Start time in clock ticks since boot, with the boot's id; None if there's no such process.
+
+    Read from Linux' /proc; elsewhere None, and runs of killed processes stay RUNNING.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
+    is_zombie = fields[0] == "Z"
+    return None if is_zombie else f"{boot}:{fields[19]}"
 
 
 @contextmanager
@@ -102,14 +152,14 @@ def close_orphans(store: Store, stage: str) -> list[str]:
     return [str(run.info.run_id) for run in orphans]
 
 
-def _is_orphan(run: "Run") -> bool:
+def _is_orphan(run: Run) -> bool:
     host, pid, started = (run.data.tags.get(name) for name in _PROCESS_TAGS)
     if host is None or pid is None or started is None:
         return False
     return is_known_dead(ProcessIdentity(host, int(pid), started))
 
 
-def _last_logged_ms(store: Store, run: "Run") -> int:
+def _last_logged_ms(store: Store, run: Run) -> int:
     times = [int(run.info.start_time)]
     for name in run.data.metrics:
         history = store.client.get_metric_history(run.info.run_id, name)
@@ -133,8 +183,6 @@ def ending(store: Store, run_id: str) -> Iterator[None]:
 
 
 def _end_quietly(store: Store, run_id: str, status: str) -> None:
-    from mlflow.exceptions import MlflowException
-
     with suppress(MlflowException):  # the error that ended the run is the one to report
         store.client.set_terminated(run_id, status=status)
 
@@ -157,7 +205,7 @@ def _sigterm_as_exit() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def log_pictures(store: Store, run_id: str, figures: Mapping[str, "Figure"]) -> None:
+def log_pictures(store: Store, run_id: str, figures: Mapping[str, Figure]) -> None:
     """Log figures under ``pictures/``, as PNG where the name has no ending."""
     for name, figure in figures.items():
         file_name = name if Path(name).suffix else f"{name}.png"
@@ -170,18 +218,14 @@ def log_metrics(store: Store, run_id: str, values: Mapping[str, float]) -> None:
         store.client.log_batch(run_id, metrics=batch)
 
 
-def metrics_at(values: Mapping[str, float], *, step: int) -> "list[Metric]":
+def metrics_at(values: Mapping[str, float], *, step: int) -> list[Metric]:
     """Numbers as MLflow's metrics of now."""
-    from mlflow.entities import Metric
-
     now_ms = time.time_ns() // 1_000_000
     return [Metric(name, float(value), now_ms, step) for name, value in values.items()]
 
 
 def set_tags(store: Store, run_id: str, tags: Mapping[str, str]) -> None:
     """Set tags, cut to the longest that MLflow takes."""
-    from mlflow.entities import RunTag
-
     entities = [RunTag(name, value[:_LONGEST_TAG]) for name, value in tags.items()]
     store.client.log_batch(run_id, tags=entities)
 

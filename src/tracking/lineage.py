@@ -1,19 +1,15 @@
-"""Where a result comes from: code version, software, and the chain behind a submission."""
+"""Where a result comes from: the commit, the DVC stage, the software."""
+
+from __future__ import annotations
 
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from src import paths
-from src.system.durable import sha256_file
-
-if TYPE_CHECKING:
-    from src.tracking.registry import VersionFiles
 
 UNKNOWN = "unknown"
 PACKAGES = ("tensorflow", "keras", "mlflow", "numpy")
@@ -23,7 +19,8 @@ PACKAGES = ("tensorflow", "keras", "mlflow", "numpy")
 class CodeVersion:
     """The commit that is checked out. ``dirty``: "true" where tracked files differ from it.
 
-    Both are "unknown" outside a git repository.
+    Both are "unknown" outside a git repository. ``params.yaml`` doesn't count: ``dvc exp run -S``
+    edits it, and every run records its parameters itself.
     """
 
     commit: str
@@ -35,10 +32,16 @@ def code_version(root: Path | None = None) -> CodeVersion:
     root = root or paths.ROOT
     commit = _git(root, "rev-parse", "HEAD")
     # dvc.lock is rewritten after every stage of the very pipeline that is being recorded
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    unchecked = (":!dvc.lock", ":!params.yaml")
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *unchecked)
     if commit is None or changed is None:
         return CodeVersion(UNKNOWN, UNKNOWN)
     return CodeVersion(commit, "true" if changed else "false")
+
+
+def has_commit(commit: str) -> bool:
+    """Whether this project's repository has that commit."""
+    return _git(paths.ROOT, "cat-file", "-e", f"{commit}^{{commit}}") is not None
 
 
 def _git(root: Path, *arguments: str) -> str | None:
@@ -71,40 +74,3 @@ def software() -> dict[str, str]:
     """Versions of Python, of the packages a model depends on, and the platform."""
     versions = {package: metadata.version(package) for package in PACKAGES}
     return {"python": platform.python_version(), "platform": platform.platform(), **versions}
-
-
-def submission_lineage(
-    *,
-    submission: Path,
-    n_rows: int,
-    quarantined: Sequence[str],
-    quarantined_probability: float,
-    version: "VersionFiles",
-    role: str,
-    data_digests: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What ``lineage.json`` says of a submission.
-
-    ``role`` is ``champion`` or ``unpromoted``. ``quarantined`` ids had no readable image and got
-    ``quarantined_probability``, the training prevalence.
-    """
-    return {
-        "submission": {
-            "file": submission.name,
-            "sha256": sha256_file(submission),
-            "n_rows": n_rows,
-            "quarantined": list(quarantined),
-            "quarantined_probability": quarantined_probability,
-        },
-        "model": {
-            "name": version.name,
-            "version": version.version,
-            "role": role,
-            "run_id": version.run_id,
-            "model_sha256": version.model_sha256,
-            "manifest_sha256": version.manifest_sha256,
-        },
-        "operating_point": dict(version.operating_point),
-        "data": dict(data_digests),
-        "code": {key: value for key, value in origin().items() if key.startswith("git_")},
-    }

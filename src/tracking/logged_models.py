@@ -4,31 +4,30 @@ MLflow calls a model READY whose upload broke off, so the folder carries ``manif
 SHA-256 of each file, and nothing is loaded before :func:`verified_files` has compared them.
 """
 
+from __future__ import annotations
+
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from mlflow.entities import LoggedModelOutput
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, Schema, TensorSpec
 
 from src.system.durable import MANIFEST, read_json, sha256_file, write_manifest
-from src.system.errors import ProjectError
+from src.system.errors import VerificationError
 from src.tracking.store import Store
 
-if TYPE_CHECKING:
-    from mlflow.models import Model, ModelSignature
-
 MODEL_FILE = "data/model.keras"  # where mlflow.keras puts it
-_PACKAGES = ("tensorflow", "keras", "mlflow", "numpy")
 WRITTEN_BY_READERS = "registered_model_meta"  # MLflow drops it into folders it resolves
-
-Oddity = Literal["missing", "unlisted", "changed"]
-
-
-class VerificationError(ProjectError):
-    """A model's files aren't the ones that were registered."""
+_PACKAGES = ("tensorflow", "keras", "mlflow", "numpy")
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,11 @@ def log_model(
             write_manifest(folder)
             manifest_sha256 = sha256_file(folder / MANIFEST)
             store.client.log_model_artifacts(model.model_id, str(folder))
-        _show_in_run(store, model.model_id, run_id)
+        store.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         store.client.finalize_logged_model(model.model_id, "READY")
     except BaseException:
-        _mark_failed(store, model.model_id)
+        with suppress(MlflowException):  # the store may be what failed; the first error is reported
+            store.client.finalize_logged_model(model.model_id, "FAILED")
         raise
     return LoggedModel(model.model_id, model.artifact_location, manifest_sha256)
 
@@ -93,57 +93,44 @@ def delete_models(store: Store, run_id: str) -> None:
 def verified_files(folder: Path, *, manifest_sha256: str) -> dict[str, str]:
     """Check that the folder holds exactly the files registered; return path → SHA-256.
 
+    Files are hashed once per process, and again only if one of them was touched since.
+
     Raises
     ------
     VerificationError
         ``model verification failed: …``, with the file and what is wrong with it.
     """
-    for name, oddity in odd_files(folder, manifest_sha256=manifest_sha256):
-        raise VerificationError(_failed(_said(folder / name, oddity)))
-    return _entries(folder)
-
-
-def odd_files(folder: Path, *, manifest_sha256: str) -> Iterator[tuple[str, Oddity]]:
-    """Each file that isn't as registered, and how; of a wrong manifest that alone."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        yield MANIFEST, "missing"
-        return
-    if sha256_file(manifest) != manifest_sha256:
-        yield MANIFEST, "changed"
-        return
-    entries = _entries(folder)
-    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    present = files - {MANIFEST, WRITTEN_BY_READERS}
-    for odd in sorted(present.symmetric_difference(entries)):
-        yield odd, "unlisted" if odd in present else "missing"
-    for name in sorted(present.intersection(entries)):
-        if sha256_file(folder / name) != entries[name]:
-            yield name, "changed"
-
-
-def _entries(folder: Path) -> dict[str, str]:
-    files = read_json(folder / MANIFEST)["files"]
-    return {name: str(entry["sha256"]) for name, entry in files.items()}
-
-
-def _said(file: Path, oddity: Oddity) -> str:
-    if file.name == MANIFEST:
-        return (
-            f"manifest missing: {file}"
-            if oddity == "missing"
-            else f"{file} is not the one that was registered"
-        )
-    said = {
-        "missing": "file missing",
-        "unlisted": "file not in its manifest",
-        "changed": "sha256 mismatch",
+    statuses = {
+        file.relative_to(folder).as_posix(): file.stat()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != WRITTEN_BY_READERS
     }
-    return f"{said[oddity]}: {file}"
+    stamps = tuple((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in statuses.items())
+    return dict(_hashed_files(folder, manifest_sha256, stamps))
 
 
-def _failed(reason: str) -> str:
-    return (
+@lru_cache(maxsize=64)
+def _hashed_files(
+    folder: Path, manifest_sha256: str, stamps: tuple[tuple[str, int, int, int], ...]
+) -> Mapping[str, str]:
+    present = {name for name, *_ in stamps}
+    if MANIFEST not in present:
+        raise _failed(f"manifest missing: {folder / MANIFEST}")
+    if sha256_file(folder / MANIFEST) != manifest_sha256:
+        raise _failed(f"{folder / MANIFEST} is not the one that was registered")
+    listed = read_json(folder / MANIFEST)["files"]
+    for odd in sorted((present - {MANIFEST}).symmetric_difference(listed)):
+        what = "file not in its manifest" if odd in present else "file missing"
+        raise _failed(f"{what}: {folder / odd}")
+    files = {name: str(entry["sha256"]) for name, entry in listed.items()}
+    for name, sha256 in files.items():
+        if sha256_file(folder / name) != sha256:
+            raise _failed(f"sha256 mismatch: {folder / name}")
+    return files
+
+
+def _failed(reason: str) -> VerificationError:
+    return VerificationError(
         f"model verification failed: {reason}; restore it from a backup, or register the model "
         "again: dvc repro --single-item --force register predict"
     )
@@ -164,13 +151,16 @@ class _KerasFile:
 
 
 def _save_keras(folder: Path, model_path: Path, *, model_id: str, run_id: str) -> None:
-    import mlflow.keras
+    import mlflow.keras  # imports TensorFlow, which the other users of this room do without
 
+    patches = TensorSpec(np.dtype(np.uint8), (-1, 96, 96, 3), name="patches")
+    output = TensorSpec(np.dtype(np.float32), (-1, 1), name="output")
     mlflow.keras.save_model(
         _KerasFile(model_path),
         str(folder),
-        mlflow_model=_description(model_id, run_id),
-        signature=_signature(),
+        mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
+        signature=ModelSignature(inputs=Schema([patches]), outputs=Schema([output])),
+        # named, because MLflow would load the model to find out, which takes 20 s
         pip_requirements=[f"{package}=={metadata.version(package)}" for package in _PACKAGES],
     )
 
@@ -182,56 +172,8 @@ def _serve_with(loader: str, folder: Path) -> None:
     MLflow's signature can't say "pixels or a coded image", and refuses base64 before any code of
     ours sees it; so the input has none, and the module checks it.
     """
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, Schema
-
     description = Model.load(str(folder))
     description.flavors["python_function"]["loader_module"] = loader
     answer = Schema([ColSpec("double", "probability"), ColSpec("string", "decision")])
     description.signature = ModelSignature(outputs=answer)
     description.save(str(folder / "MLmodel"))
-
-
-def _description(model_id: str, run_id: str) -> "Model":
-    from mlflow.models import Model
-
-    return Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
-
-
-def _signature() -> "ModelSignature":
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    patches = TensorSpec(np.dtype(np.uint8), (-1, 96, 96, 3), name="patches")
-    output = TensorSpec(np.dtype(np.float32), (-1, 1), name="output")
-    return ModelSignature(inputs=Schema([patches]), outputs=Schema([output]))
-
-
-def _show_in_run(store: Store, model_id: str, run_id: str) -> None:
-    from mlflow.entities import LoggedModelOutput
-
-    store.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-
-
-def _mark_failed(store: Store, model_id: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    with suppress(MlflowException):  # the store may be what failed; the first error is reported
-        store.client.finalize_logged_model(model_id, "FAILED")
-
-
-def load_keras(path: Path) -> Any:
-    """Load a ``.keras`` file whose bytes were verified; code inside it is refused.
-
-    Raises
-    ------
-    VerificationError
-        Keras can't read it.
-    """
-    import keras
-
-    try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        raise VerificationError(_failed(f"Keras can't load {path}: {error}")) from error

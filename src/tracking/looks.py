@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from mlflow.entities import ViewType
+
+from src import paths
+from src.system.durable import read_json
+from src.tracking.registry import Version
 from src.tracking.store import connect, reporting
 
 
@@ -26,15 +31,33 @@ def take_look(run_id: str, holdout_sha256: str, model: str) -> int:
     return number
 
 
+def look_of(version: Version, holdout_sha256: str) -> int:
+    """The same of a registered version."""
+    weights = str(version.evidence["final_weights_sha256"])
+    key = model_key(weights, tta=bool(version.operating_point["tta"]))
+    return take_look(version.run_id, holdout_sha256, key)
+
+
 def n_looks(holdout_sha256: str) -> int:
     """How many models were judged on a holdout so far."""
     return len(_numbers(holdout_sha256))
 
 
+def model_key(weights_sha256: str, *, tta: bool) -> str:
+    """What a model is counted by: its weights, and whether it scores with test-time augmentation.
+
+    Calibration changes no ranking, and so isn't part of it.
+    """
+    return f"{weights_sha256}{'+tta' if tta else ''}"
+
+
+def final_weights_sha256() -> str:
+    """Of the weights of ``models/finetuned``, which ``predictions.parquet`` comes from."""
+    return str(read_json(paths.FINETUNED_MODEL / "fit.json")["final_weights_sha256"])
+
+
 def _numbers(holdout_sha256: str) -> dict[str, int]:
     """Model → its number. Deleted runs count as well: what was seen stays seen."""
-    from mlflow.entities import ViewType
-
     store, tag = connect(), _tag(holdout_sha256)
     found: dict[str, int] = {}
     page = None

@@ -1,5 +1,7 @@
 """What a run says about itself before it starts, as plain values, and their names in MLflow."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from numbers import Real

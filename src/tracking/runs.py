@@ -1,19 +1,26 @@
-"""One MLflow run for ``train`` and one for ``finetune``: begun, filled, ended, restored.
+"""The runs of ``explore``, ``train`` and ``finetune``: begun, filled, ended, restored, added to.
 
-No active run and no global state: every call names its run. A store that goes away while a model
-trains costs a warning, not the training.
+A store that goes away while a model trains costs a warning, not the training.
 """
 
+from __future__ import annotations
+
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from mlflow.exceptions import MlflowException
 
 from src import paths
 from src.system.durable import read_json, verify_folder
 from src.system.log import get_logger
-from src.tracking import lineage, pictures
+from src.tracking import lineage
 from src.tracking.lifecycle import (
     METRICS_A_BATCH,
     PARAMS_A_BATCH,
@@ -28,11 +35,7 @@ from src.tracking.lifecycle import (
 )
 from src.tracking.logged_models import delete_models, log_model
 from src.tracking.records import RunRecord, flat_metrics, run_name, run_params, run_tags
-from src.tracking.store import Store, cause_of, connect, reporting
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from mlflow.entities import Metric
+from src.tracking.store import Store, cause_of, connect, is_absent, reporting
 
 __all__ = ["RunRecord", "TrainingRun", "add_evaluation", "ensure_run", "training_run"]
 
@@ -60,8 +63,6 @@ class TrainingRun:
         What the run already holds of that epoch is not logged twice. Where the store doesn't answer
         they stay in memory and go with a later call.
         """
-        from mlflow.exceptions import MlflowException
-
         self._keep(epoch, metrics)
         if time.monotonic() < self._try_again_at:
             return
@@ -76,7 +77,7 @@ class TrainingRun:
         fit: Mapping[str, Any],
         timing: Mapping[str, Any],
         model_path: Path,
-        pictures_: Mapping[str, "Figure"],
+        pictures_: Mapping[str, Figure],
     ) -> None:
         """Log what ``fit.json`` and ``timing.json`` say, the pictures, and the model, once.
 
@@ -90,13 +91,18 @@ class TrainingRun:
         self._keep(0, _summary(fit, timing))
         with reporting(f"did not take the result of run {self.run_id}"):
             self._send()
-            if _has_result(self._store, self.run_id, fit):
+            logged = self._store.client.get_run(self.run_id).data.tags
+            if logged.get(_FINAL_WEIGHTS) == fit["final_weights_sha256"]:
                 return
-            _log_documents(self._store, self.run_id, fit)
-            log_pictures(self._store, self.run_id, {**pictures.of_fit(fit), **pictures_})
+            environment = {**lineage.software(), **fit["environment"]}
+            self._store.client.log_dict(self.run_id, dict(fit), "fit.json")
+            self._store.client.log_dict(self.run_id, environment, "env.json")
+            log_pictures(self._store, self.run_id, {**pictures_of_fit(fit), **pictures_})
             delete_models(self._store, self.run_id)
             log_model(self._store, model_path, name=MODEL_NAME, run_id=self.run_id, extras={})
-            set_tags(self._store, self.run_id, _result_tags(fit))  # last: the result is whole
+            tags = {f"env.{name}": str(value) for name, value in environment.items()}
+            tags[_FINAL_WEIGHTS] = fit["final_weights_sha256"]
+            set_tags(self._store, self.run_id, tags)  # last: the result is whole
 
     def _keep(self, step: int, metrics: Mapping[str, float]) -> None:
         values = {
@@ -151,15 +157,37 @@ def ensure_run(folder: Path) -> str:
     run = read_json(folder / "run.json")
     record, run_id = RunRecord(**run["record"]), str(run["run_id"])
     store = connect()
+    run_found = find_run(run_id)
     with reporting("can't be searched"):
-        known = run_id if _exists(store, run_id) else _restored(store, run_id)
+        is_here = run_found is not None and run_found.info.lifecycle_stage == "active"
+        known = run_id if is_here else _restored(store, run_id)
     return known if known is not None else _restore(store, folder, record, run_id)
+
+
+def find_run(run_id: str) -> Run | None:
+    """A run, deleted or not; None where the store doesn't know it.
+
+    Raises
+    ------
+    TrackingError
+        The store can't be reached.
+    """
+    if is_absent():
+        return None
+    store = connect()
+    with reporting("can't be searched"):
+        try:
+            return store.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
 
 
 def add_evaluation(
     run_id: str,
     metrics: Mapping[str, Any],
-    pictures_: Mapping[str, "Figure"],
+    pictures_: Mapping[str, Figure],
     tags: Mapping[str, str],
 ) -> None:
     """Add what ``evaluate`` found to a run: numbers (nested names are joined by dots), pictures.
@@ -176,34 +204,65 @@ def add_evaluation(
         set_tags(store, run_id, tags)
 
 
-def lacks_metrics(run_id: str, metrics: Mapping[str, Any]) -> bool:
-    """Whether a run, restored perhaps or evaluated again since, hasn't got the (nested) metrics."""
+def add_files(run_id: str, files: Iterable[Path], folder: str) -> None:
+    """Log ``files`` as artifacts of a run that ended before, below ``folder``.
+
+    Raises
+    ------
+    TrackingError
+        The store doesn't take them.
+    """
     store = connect()
-    with reporting("can't be searched"):
-        logged = store.client.get_run(run_id).data.metrics
-    return any(logged.get(name) != value for name, value in flat_metrics(metrics).items())
+    with reporting(f"did not take files of run {run_id}"):
+        for file in files:
+            store.client.log_artifact(run_id, str(file), folder)
 
 
-def _begin(store: Store, record: RunRecord, tags: Mapping[str, str]) -> str:
-    return begin(store, run_name(record), {**run_tags(record), **tags})
+def log_exploration(
+    data: Mapping[str, str], report: Mapping[str, Any], folder: Path, *, stage: str = "explore"
+) -> str:
+    """The one run of ``explore``: numbers of ``explore.json`` and all files of ``folder``; its id.
+
+    ``data`` are tags that name the data.
+
+    Raises
+    ------
+    TrackingError
+        The store can't be reached, or doesn't take the run.
+    """
+    origin = {name: value for name, value in lineage.origin().items() if value}
+    tags = {
+        "mlflow.source.name": f"python -m src.{stage}",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": origin["git_commit"],
+        "stage": stage,
+        **origin,
+        **data,
+    }
+    with open_run(stage, stage, tags) as (store, run_id):
+        with reporting(f"did not take the result of run {run_id}"):
+            log_metrics(store, run_id, flat_metrics(report))
+            store.client.log_artifacts(run_id, str(folder), stage)
+        return run_id
+
+
+def run_with_metrics(folder: Path, metrics: Mapping[str, Any]) -> str:
+    """The run that made a model, restored if need be, with the metrics of its evaluation."""
+    run_id = ensure_run(folder)
+    run = find_run(run_id)
+    logged = {} if run is None else run.data.metrics
+    if any(logged.get(name) != value for name, value in flat_metrics(metrics).items()):
+        add_evaluation(run_id, metrics, {}, {})
+    return run_id
 
 
 def describe(store: Store, run_id: str, record: RunRecord) -> None:
     """Log parameters, class weights and data set, known before anything is trained."""
-    from mlflow.entities import Param
-
     params = [Param(name, value) for name, value in run_params(record).items()]
     for batch in batches(params, PARAMS_A_BATCH):
         store.client.log_batch(run_id, params=batch)
     store.client.log_dict(run_id, dict(record.class_weights), "class_weights.json")
-    store.client.log_inputs(run_id, datasets=[_dataset_input(record.dataset)])
-
-
-def _dataset_input(dataset: Mapping[str, Any]) -> Any:
-    import json
-
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
+    dataset = record.dataset
     entity = Dataset(
         name=dataset["name"],
         digest=dataset["digest"],
@@ -211,19 +270,8 @@ def _dataset_input(dataset: Mapping[str, Any]) -> Any:
         source=json.dumps({"uri": dataset["source"]}),
         profile=json.dumps({"n_train": dataset["n_train"], "n_val": dataset["n_val"]}),
     )
-    return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
-
-
-def _exists(store: Store, run_id: str) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = store.client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return False
-        raise
-    return bool(run.info.lifecycle_stage == "active")
+    used = DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
+    store.client.log_inputs(run_id, datasets=[used])
 
 
 def _restored(store: Store, run_id: str) -> str | None:
@@ -241,7 +289,7 @@ def _restore(store: Store, folder: Path, record: RunRecord, lost_run_id: str) ->
         record = _with_parent(record, folder.with_name(paths.HEAD_MODEL.name))
     with reporting("did not take a restored run"):
         tags = {"restored": "true", "restored_from": lost_run_id}
-        run_id = _begin(store, record, tags)
+        run_id = begin(store, run_name(record), {**run_tags(record), **tags})
     with ending(store, run_id):
         with reporting(f"did not take the parameters of run {run_id}"):
             describe(store, run_id, record)
@@ -274,11 +322,6 @@ def _logged_points(store: Store, run_id: str) -> set[tuple[str, int]]:
         }
 
 
-def _has_result(store: Store, run_id: str, fit: Mapping[str, Any]) -> bool:
-    tags = store.client.get_run(run_id).data.tags
-    return bool(tags.get(_FINAL_WEIGHTS) == fit["final_weights_sha256"])
-
-
 def _summary(fit: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, float]:
     """Numbers that compare runs at a glance: the best epoch's, counts and wall time."""
     best = next(row for row in fit["history"] if row["epoch"] == fit["best_epoch"])
@@ -290,15 +333,19 @@ def _summary(fit: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, flo
     return flat_metrics({**scores, **counts, **others})
 
 
-def _result_tags(fit: Mapping[str, Any]) -> dict[str, str]:
-    environment = {f"env.{name}": str(value) for name, value in _environment(fit).items()}
-    return {_FINAL_WEIGHTS: fit["final_weights_sha256"], **environment}
-
-
-def _environment(fit: Mapping[str, Any]) -> dict[str, Any]:
-    return {**lineage.software(), **fit["environment"]}
-
-
-def _log_documents(store: Store, run_id: str, fit: Mapping[str, Any]) -> None:
-    store.client.log_dict(run_id, dict(fit), "fit.json")
-    store.client.log_dict(run_id, _environment(fit), "env.json")
+def pictures_of_fit(fit: Mapping[str, Any]) -> dict[str, Figure]:
+    """``lr_schedule``: the learning rate of each epoch, drawn from ``fit.json`` alone."""
+    epochs = [row["epoch"] for row in fit["history"]]
+    rates = [row["learning_rate"] for row in fit["history"]]
+    figure = Figure(figsize=(6, 3.5), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(epochs, rates, color="#0072B2", marker="o", markersize=4)
+    axes.axvline(fit["best_epoch"], color="0.6", linestyle="--", label="best epoch")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("learning rate")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    name = fit["schedule"].get("name", "schedule")
+    axes.set_title(f"{name}: at most {max(rates):.2g}, {rates[-1]:.2g} in the last epoch")
+    axes.legend()
+    return {"lr_schedule": figure}

@@ -4,6 +4,8 @@
 another store.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import re
@@ -11,30 +13,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
 from src import paths
 from src.system.durable import replacing
 from src.system.errors import ProjectError
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from src.system.locks import taking_turns
+from src.system.log import get_logger
 
 EXPERIMENT = "histopathologic-cancer-detection"
 
-_LOCK_TIMEOUT_S = 300
 _LONGEST_CAUSE = 200
-_ENVIRONMENT = {
-    # privacy: neither belongs on hospital machines, and both can stall a run without network
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    # stdout holds our own lines only
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # MLflow's own defaults keep a person waiting for minutes before they hear of a dead server
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}
 
 
 class TrackingError(ProjectError):
@@ -45,7 +37,7 @@ class TrackingError(ProjectError):
 class Store:
     """An open store: MLflow's client and the id of this project's experiment."""
 
-    client: "MlflowClient"
+    client: MlflowClient
     experiment_id: str
     uri: str
 
@@ -59,7 +51,8 @@ def connect() -> Store:
         It can't be reached, or belongs to a project folder elsewhere.
     """
     uri = tracking_uri()
-    _prepare_mlflow()
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     with reporting("can't be opened"):
         _create_database(uri)
         client = _client(uri)
@@ -80,8 +73,6 @@ def is_absent() -> bool:
 @contextmanager
 def reporting(what_failed: str) -> Iterator[None]:
     """Turn what MLflow raises inside into one line that names the store and the way out."""
-    from mlflow.exceptions import MlflowException
-
     try:
         yield
     except (MlflowException, OSError) as error:
@@ -108,18 +99,7 @@ def _way_out(uri: str) -> str:
     return "start that server, or unset MLFLOW_TRACKING_URI to use mlflow.db"
 
 
-def _prepare_mlflow() -> None:
-    for key, value in _ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
-    import mlflow  # noqa: F401  (its import sets up the loggers that are quietened here)
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _client(uri: str) -> "MlflowClient":
-    from mlflow import MlflowClient
-
+def _client(uri: str) -> MlflowClient:
     # registry_uri too: MLFLOW_REGISTRY_URI or an earlier set_registry_uri must not split the two
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
@@ -134,19 +114,17 @@ def _create_database(uri: str) -> None:
     Two processes that create MLflow's tables at once race, and one killed meanwhile leaves tables
     that no later start can complete.
     """
-    from filelock import FileLock
-
     database = _database_file(uri)
     if database is None or database.exists():
         return
-    paths.TRACKING_LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(paths.TRACKING_LOCK, timeout=_LOCK_TIMEOUT_S):
+    waiting = "waiting for another process, which creates mlflow.db"
+    with taking_turns(paths.TRACKING_LOCK, waiting=waiting, log=get_logger("tracking")):
         if not database.exists():
             with replacing(database) as temporary:
                 _client(f"sqlite:///{temporary}").search_experiments(max_results=1)
 
 
-def _experiment_id(client: "MlflowClient") -> str:
+def _experiment_id(client: MlflowClient) -> str:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         _create_experiment(client)
@@ -166,9 +144,7 @@ def _experiment_id(client: "MlflowClient") -> str:
     return str(experiment.experiment_id)
 
 
-def _create_experiment(client: "MlflowClient") -> None:
-    from mlflow.exceptions import MlflowException
-
+def _create_experiment(client: MlflowClient) -> None:
     try:
         client.create_experiment(EXPERIMENT, artifact_location=_artifact_location())
     except MlflowException as error:
@@ -181,3 +157,15 @@ def _artifact_location() -> str | None:
     if os.environ.get("MLFLOW_TRACKING_URI"):
         return None
     return (paths.MLFLOW_ARTIFACTS / EXPERIMENT).as_uri()
+
+
+def refusal(message: str, *, is_request_at_fault: bool) -> MlflowException:
+    """What makes MLflow's server answer with status 400 (or 500) and ``message``, nothing else.
+
+    Left alone, the server would put the whole request into the answer, base64 and all.
+    """
+    code = INVALID_PARAMETER_VALUE if is_request_at_fault else INTERNAL_ERROR
+    error = MlflowException(message, error_code=code)
+    answer = error.serialize_as_json()
+    error.serialize_as_json = lambda: answer
+    return error

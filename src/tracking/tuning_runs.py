@@ -14,7 +14,6 @@ from typing import Any
 
 from src.system.log import get_logger
 from src.system.nested import flatten
-from src.tracking import pictures
 from src.tracking.lifecycle import (
     begin,
     close_orphans,
@@ -26,7 +25,7 @@ from src.tracking.lifecycle import (
 )
 from src.tracking.logged_models import delete_models, log_model
 from src.tracking.records import LONGEST_PARAM, WORK_KEY, RunRecord, run_tags
-from src.tracking.runs import MODEL_NAME, TrainingRun, describe
+from src.tracking.runs import MODEL_NAME, TrainingRun, describe, pictures_of_fit
 from src.tracking.store import Store, TrackingError, connect, reporting
 
 STUDY_STAGE = "tune"
@@ -144,7 +143,7 @@ class TrialRun:
                 best = fit["history"][fit["best_epoch"] - 1]
                 metrics |= {f"best_{name}": best[name] for name in ("val_auroc", "val_loss")}
                 metrics["best_epoch"] = fit["best_epoch"]
-                log_pictures(store, run_id, pictures.of_fit(fit))
+                log_pictures(store, run_id, pictures_of_fit(fit))
             log_metrics(store, run_id, metrics)
             set_tags(store, run_id, tags)
             store.client.set_terminated(run_id, status=_STATUS[state])

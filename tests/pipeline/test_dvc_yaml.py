@@ -12,9 +12,8 @@ from tests.pipeline.closure import import_closure
 
 STAGES = YAML(typ="safe", pure=True).load(paths.ROOT / "dvc.yaml")["stages"]
 SECTIONS = set(Params.model_fields) - {"runtime", "tune"}
-# finetune records train, on which it depends through models/head; evaluate shares src.deciding with
-# register, but decides nothing; predict --input isn't the stage
-READ_BESIDES = {"finetune": {"train"}, "evaluate": {"register_"}, "predict": {"register_"}}
+# finetune records train, on which it depends through models/head; predict --input isn't the stage
+READ_BESIDES = {"finetune": {"train"}, "predict": {"register_"}}
 
 
 # their content is named elsewhere (as params, as deps and outs, in the archive), or it is prose

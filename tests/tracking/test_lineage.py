@@ -14,7 +14,7 @@ def repository(tmp_path):
         subprocess.run([*command, *arguments], check=True, capture_output=True)
 
     git("init")
-    for name in ("dvc.lock", "params.yaml"):
+    for name in ("dvc.lock", "params.yaml", "code.py"):
         (tmp_path / name).write_text("1\n")
     git("add", ".")
     git("commit", "-m", "x")
@@ -27,14 +27,15 @@ def test_clean_checkout(repository):
     assert version.dirty == "false"
 
 
-def test_changed_params_are_dirty(repository):
-    (repository / "params.yaml").write_text("2\n")
+def test_changed_code_is_dirty(repository):
+    (repository / "code.py").write_text("2\n")
     assert code_version(repository).dirty == "true"
 
 
-def test_dvc_lock_and_new_files_are_not(repository):
-    """DVC rewrites dvc.lock after every stage: each run would be called dirty."""
+def test_dvc_lock_params_and_new_files_are_not(repository):
+    """DVC rewrites dvc.lock after every stage, `dvc exp run -S` params.yaml, which runs record."""
     (repository / "dvc.lock").write_text("2\n")
+    (repository / "params.yaml").write_text("2\n")
     (repository / "notes.txt").write_text("x")
     assert code_version(repository).dirty == "false"
 

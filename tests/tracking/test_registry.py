@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
+import mlflow.artifacts
 import numpy as np
 import pytest
 
 from src.system.durable import MANIFEST, sha256_file, write_manifest
-from src.tracking import registry, runs
-from src.tracking.logged_models import VerificationError
+from src.system.errors import VerificationError
+from src.tracking import logged_models, registry, runs
+from src.tracking.promotions import set_alias
 from src.tracking.store import TrackingError
 from tests.tracking.support import (
     final_folder,
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.tensorflow
 
 EVIDENCE = {"auroc": 0.91234, "baseline_auroc": 0.8, "final_weights_sha256": "b" * 64}
 IDS = ["a" * 40, "b" * 40]
+GOLDEN = (patches(8), np.arange(8.0))
 
 
 @pytest.fixture
@@ -39,20 +42,13 @@ def run_id(store):  # noqa: ARG001
 
 @pytest.fixture
 def version(final, run_id, model_name):
-    return registry.register_version(final, name=model_name, run_id=run_id, evidence=EVIDENCE)
+    return registry.register_version(
+        final, name=model_name, run_id=run_id, evidence=EVIDENCE, golden=GOLDEN
+    )
 
 
-def folder_of(store, name, version) -> Path:
-    uri = store.client.get_model_version_download_uri(name, str(version))
-    return Path(unquote(uri.removeprefix("file://")))
-
-
-def test_version_alone_gives_all_that_predicting_needs(
-    final, run_id, version, model_name, keras_file
-):
-    import keras
-
-    files = registry.load_version(model_name, version)
+def test_version_alone_gives_all_that_predicting_needs(final, run_id, version, model_name):
+    files = registry.find_version(model_name, version.number)
     assert files.seen_ids == frozenset(IDS)
     assert files.seen_sha256 == {"c" * 64}
     assert files.seen_slides == {"a slide", "another"}  # a name may hold a space
@@ -60,21 +56,21 @@ def test_version_alone_gives_all_that_predicting_needs(
     assert files.evidence == EVIDENCE
     assert files.run_id == run_id
     assert files.model_sha256 == sha256_file(final / "model.keras")
-    expected = keras.saving.load_model(keras_file).predict(patches(3), verbose=0)
-    np.testing.assert_array_equal(files.model.predict(patches(3), verbose=0), expected)
+    assert files.model_file.read_bytes() == (final / "model.keras").read_bytes()
+    np.testing.assert_array_equal(files.golden[0], GOLDEN[0])
+    np.testing.assert_array_equal(files.golden[1], GOLDEN[1])
 
 
 def test_version_names_its_evidence_in_tags(store, run_id, version, model_name):
-    entry = store.client.get_model_version(model_name, str(version))
+    entry = store.client.get_model_version(model_name, str(version.number))
     assert (entry.tags["auroc"], entry.tags["baseline_auroc"]) == ("0.9123", "0.8000")
     assert entry.tags["run_id"] == entry.run_id == run_id
-    folder = folder_of(store, model_name, version)
-    assert entry.tags["manifest_sha256"] == sha256_file(folder / MANIFEST)
+    assert entry.tags["manifest_sha256"] == sha256_file(version.folder / MANIFEST)
 
 
 def test_identical_model_is_not_registered_twice(final, run_id, version, model_name):
     again = registry.register_version(final, name=model_name, run_id=run_id, evidence=EVIDENCE)
-    assert again == version
+    assert again.number == version.number
 
 
 def test_other_run_or_other_files_make_a_new_version(final, version, model_name):
@@ -88,52 +84,44 @@ def test_other_run_or_other_files_make_a_new_version(final, version, model_name)
     third = registry.register_version(
         final, name=model_name, run_id=other.run_id, evidence=EVIDENCE
     )
-    assert (version, second, third) == (1, 2, 3)
+    assert (version.number, second.number, third.number) == (1, 2, 3)
 
 
-def test_damaged_version_is_registered_anew(store, final, run_id, version, model_name):
+def test_damaged_version_is_registered_anew(final, run_id, version, model_name):
     """mlruns/ deleted, mlflow.db kept: reusing the version would leave nothing to load."""
-    shutil.rmtree(folder_of(store, model_name, version))
+    shutil.rmtree(version.folder)
     again = registry.register_version(final, name=model_name, run_id=run_id, evidence=EVIDENCE)
-    assert again == version + 1
-    registry.verify_version(model_name, again)
+    assert again.number == version.number + 1
+    again.verify()
 
 
 def test_remote_files_are_fetched_once_and_never_taken_from_under_a_reader(
     version, model_name, store, tmp_path, monkeypatch
 ):
     """Every check deleted and fetched the one copy: two processes did it to each other."""
-    import mlflow.artifacts
-
-    entry = store.client.get_model_version(model_name, str(version))
-    remote, fetched = folder_of(store, model_name, version), []
-    copies = registry.paths.CACHE / "registry" / model_name
+    remote, fetched = version.folder, []
+    monkeypatch.setattr(registry.paths, "CACHE", tmp_path)
+    copies = tmp_path / "registry" / model_name
 
     def download(*, artifact_uri, dst_path, tracking_uri):  # noqa: ARG001
         fetched.append([folder.name for folder in copies.glob("1-*")])
         return str(shutil.copytree(remote, Path(dst_path) / "model"))
 
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
-    monkeypatch.setattr(registry.paths, "CACHE", tmp_path)
-    copies = tmp_path / "registry" / model_name
-    folder = registry._copy_of(entry, "mlflow-artifacts:/x", store)
-    assert registry._copy_of(entry, "mlflow-artifacts:/x", store) == folder
+    folder = registry.copy_of(version, "mlflow-artifacts:/x", store.uri)
+    assert registry.copy_of(version, "mlflow-artifacts:/x", store.uri) == folder
     assert fetched == [[]]
     truncate(folder)
-    again = registry._copy_of(entry, "mlflow-artifacts:/x", store)
+    again = registry.copy_of(version, "mlflow-artifacts:/x", store.uri)
     assert fetched == [[], [folder.name]]  # the old copy stood until the new one was whole
-    registry.load_version(model_name, version, folder=again)
+    registry.find_version(model_name, version.number, folder=again).verify()
     assert [path.name for path in copies.iterdir()] == [folder.name]
 
 
 def test_aliases_start_empty_and_move(model_name, version):
-    assert registry.champion_version(model_name) is None
-    registry.set_alias(model_name, registry.CHAMPION, version)
-    assert registry.aliases(model_name) == {"champion": version}
-
-
-def test_unknown_model_has_no_champion(store):  # noqa: ARG001
-    assert registry.champion_version("never-registered") is None
+    assert registry.champion_of(model_name) is None
+    set_alias(model_name, registry.CHAMPION, version.number)
+    assert registry.aliases(model_name) == {"champion": version.number}
 
 
 def truncate(folder: Path) -> None:
@@ -152,7 +140,7 @@ def swap_weights_and_manifest(folder: Path) -> None:
 
 def foreign_loader(folder: Path) -> None:
     mlmodel = folder / "MLmodel"
-    mlmodel.write_text(mlmodel.read_text().replace("src.serving", "os"))
+    mlmodel.write_text(mlmodel.read_text().replace("src.serve", "os"))
 
 
 def add_code(folder: Path) -> None:
@@ -180,22 +168,38 @@ def drop_evidence(folder: Path) -> None:
         (drop_evidence, "file missing"),
     ],
 )
-def test_tampered_version_is_neither_loaded_nor_promoted(
-    store, version, model_name, tamper, core, monkeypatch
-):
-    tamper(folder_of(store, model_name, version))
-    monkeypatch.setattr(registry, "load_keras", lambda path: pytest.fail(f"loaded {path}"))
-    with pytest.raises(VerificationError, match=f"model verification failed: .*{core}"):
-        registry.load_version(model_name, version)
-    with pytest.raises(VerificationError, match=core):
-        registry.set_alias(model_name, registry.CHAMPION, version)
-    assert registry.champion_version(model_name) is None
+def test_nothing_is_read_from_a_tampered_version(version, tamper, core):
+    """Whatever is asked for, and although the files were verified before."""
+    assert version.seen_ids
+    tamper(version.folder)
+    for read in (lambda: version.model_file, lambda: version.evidence, lambda: version.golden):
+        with pytest.raises(VerificationError, match=f"model verification failed: .*{core}"):
+            read()
 
 
-def test_reading_by_mlflow_itself_does_not_spoil_a_version(store, version, model_name):
+def test_files_are_hashed_once(version, monkeypatch):
+    """Catches 95 MB read again for every entry of a version that is looked at."""
+    version.verify()
+    monkeypatch.setattr(logged_models, "sha256_file", lambda file: pytest.fail(f"hashed {file}"))
+    again = registry.find_version(version.name, version.number)
+    assert again.operating_point["threshold"] == 0.4
+    assert again.model_sha256
+
+
+def test_version_of_an_earlier_format_says_so(store, version, model_name):
+    """Catches FileNotFoundError, which no command turns into a line."""
+    drop_evidence(version.folder)
+    write_manifest(version.folder)
+    sha256 = sha256_file(version.folder / MANIFEST)
+    store.client.set_model_version_tag(model_name, "1", "manifest_sha256", sha256)
+    with pytest.raises(VerificationError, match="registered by an earlier version of this project"):
+        _ = registry.find_version(model_name, 1).seen_ids
+
+
+def test_reading_by_mlflow_itself_does_not_spoil_a_version(version):
     """MLflow drops registered_model_meta into local folders it resolves, as `models serve` does."""
-    (folder_of(store, model_name, version) / "registered_model_meta").write_text("model_name: x\n")
-    registry.verify_version(model_name, version)
+    (version.folder / "registered_model_meta").write_text("model_name: x\n")
+    version.verify()
 
 
 def test_broken_upload_leaves_no_version(store, final, run_id, model_name, monkeypatch):
@@ -235,7 +239,7 @@ def test_upload_that_loses_a_file_is_not_accepted(final, run_id, model_name, mon
 def test_deleted_store_says_what_to_run(tmp_path, monkeypatch):
     point_paths_at(tmp_path, monkeypatch)
     with pytest.raises(TrackingError) as caught:
-        registry.load_version("hcd", 3)
+        registry.find_version("hcd", 3)
     assert str(caught.value) == (
         "registry has no version 3 of hcd (mlflow.db or mlruns/ deleted?); "
         "run: dvc repro --single-item --force register predict"
@@ -245,10 +249,12 @@ def test_deleted_store_says_what_to_run(tmp_path, monkeypatch):
 
 def test_unknown_version_says_what_to_run(version, model_name):
     with pytest.raises(TrackingError, match=f"no version 9 of {model_name} .*dvc repro"):
-        registry.load_version(model_name, version + 8)
+        registry.find_version(model_name, version.number + 8)
 
 
 def test_mlflow_page_of_the_model_names_its_version(store, run_id, version, model_name):
     model_id = store.client.get_run(run_id).outputs.model_outputs[0].model_id
     tags = store.client.get_logged_model(model_id).tags
-    assert json.loads(tags["mlflow.modelVersions"]) == [{"name": model_name, "version": version}]
+    assert json.loads(tags["mlflow.modelVersions"]) == [
+        {"name": model_name, "version": version.number}
+    ]

@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from src import paths
-from src.system.durable import read_json, write_json
 from src.tracking import lifecycle, runs
 from src.tracking.records import flat_metrics, run_name, run_params
 from src.tracking.store import EXPERIMENT, TrackingError
@@ -40,20 +39,9 @@ def test_params_are_dotted_and_hold_weights_and_schedule():
     assert params["lr_schedule.factor"] == "0.5"
 
 
-def test_longest_param_fits_mlflow():
-    """One character more and MLflow refuses the whole batch."""
-    params = run_params(record(params={"model": {"weights": "x" * 6001}}))
-    assert len(params["model.weights"]) == 6000
-
-
 def test_flat_metrics_keep_numbers_only():
     nested = {"holdout": {"auroc": 0.9, "slide_disjoint": True, "note": "x", "n": 7}}
     assert flat_metrics(nested) == {"holdout.auroc": 0.9, "holdout.n": 7.0}
-
-
-def test_record_survives_json(tmp_path):
-    write_json(tmp_path / "run.json", record().to_json())
-    assert runs.RunRecord(**read_json(tmp_path / "run.json")) == record()
 
 
 @pytest.mark.tensorflow
@@ -152,13 +140,6 @@ def test_run_of_a_process_killed_hard_is_ended_by_the_next(store, store_root):
     assert closed.end_time == last_epoch
 
 
-def test_run_of_another_host_is_left_alone(store):
-    with runs.training_run(record("train")) as run:
-        store.client.set_tag(run.run_id, "hcd.host", "elsewhere")
-        store.client.set_tag(run.run_id, "hcd.pid", str(2**22 + 1))
-        assert lifecycle.close_orphans(store, "train") == []
-
-
 class Outage:
     """``log_batch`` of the real client, failing while ``is_down``."""
 
@@ -232,25 +213,53 @@ def test_lost_head_is_restored_with_its_finetuning(store, keras_file, tmp_path):
     assert tags["head_run_id"] == runs.ensure_run(head)
 
 
-def test_deleted_run_counts_as_lost(store):
+@pytest.mark.tensorflow
+def test_deleted_run_counts_as_lost(store, keras_file, tmp_path):
     with runs.training_run(record()) as run:
         pass
     store.client.delete_run(run.run_id)
-    assert not runs._exists(store, run.run_id)
+    assert runs.find_run(run.run_id).info.lifecycle_stage == "deleted"
+    lost = model_folder(tmp_path / "finetuned", keras_file, run.run_id, record())
+    assert runs.ensure_run(lost) != run.run_id
 
 
-def test_evaluation_is_added_under_dotted_names(store):
+@pytest.mark.tensorflow
+def test_evaluation_is_added_under_dotted_names_and_kept_current(store, keras_file, tmp_path):
     with runs.training_run(record()) as run:
         pass
-    metrics = {"holdout": {"auroc": 0.91}}
-    assert runs.lacks_metrics(run.run_id, metrics)
-    runs.add_evaluation(run.run_id, metrics, {}, {"verdict": "beats the baseline"})
+    folder = model_folder(tmp_path / "finetuned", keras_file, run.run_id, record())
+    runs.add_evaluation(run.run_id, {"holdout": {"auroc": 0.91}}, {}, {"verdict": "beats it"})
     logged = store.client.get_run(run.run_id).data
     assert logged.metrics["holdout.auroc"] == 0.91
-    assert logged.tags["verdict"] == "beats the baseline"
-    assert not runs.lacks_metrics(run.run_id, metrics)
+    assert logged.tags["verdict"] == "beats it"
     # catches a run that keeps another evaluation's numbers under the same names
-    assert runs.lacks_metrics(run.run_id, {"holdout": {"auroc": 0.92}})
+    assert runs.run_with_metrics(folder, {"holdout": {"auroc": 0.92}}) == run.run_id
+    assert store.client.get_run(run.run_id).data.metrics["holdout.auroc"] == 0.92
+
+
+def test_files_are_artifacts_of_the_run(store, tmp_path):
+    """A report that can't be opened from the run it describes; an unknown run is one line."""
+    run_id = store.client.create_run(store.experiment_id).info.run_id
+    store.client.set_terminated(run_id)
+    page = tmp_path / "index.html"
+    page.write_text("<p>report</p>")
+    runs.add_files(run_id, [page], "report")
+    assert [a.path for a in store.client.list_artifacts(run_id, "report")] == ["report/index.html"]
+    with pytest.raises(TrackingError, match="did not take files of run"):
+        runs.add_files("f" * 32, [page], "report")
+
+
+def test_exploration_is_one_run_with_numbers_pictures_and_which_data(store, tmp_path):
+    data = {"content_digest": "abc", "groups_are": "slides", "slide_disjoint": "true"}
+    report = {"n_train": 12, "channels": {"train": {"mean": [0.7]}}, "duplicates": {"n_sets": 1}}
+    for name in ("explore.json", "labels.png"):
+        (tmp_path / name).write_text("{}")
+    logged = store.client.get_run(runs.log_exploration(data, report, tmp_path))
+    assert logged.info.status == "FINISHED"
+    assert logged.data.metrics == {"n_train": 12, "duplicates.n_sets": 1}
+    assert logged.data.tags.items() >= (data | {"stage": "explore"}).items()
+    files = {f.path for f in store.client.list_artifacts(logged.info.run_id, "explore")}
+    assert files == {"explore/explore.json", "explore/labels.png"}
 
 
 def test_work_gone_on_with_says_which_code_did(store):

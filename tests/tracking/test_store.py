@@ -68,8 +68,3 @@ def test_dead_server_is_one_line_without_password_within_seconds(monkeypatch):
     assert "start that server, or unset MLFLOW_TRACKING_URI" in message
     assert "secret" not in message
     assert "\n" not in message
-
-
-def test_mlflow_sends_nothing_home(store):  # noqa: ARG001
-    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
-    assert os.environ["DO_NOT_TRACK"] == "true"
