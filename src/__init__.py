@@ -11,8 +11,20 @@ Commands outside the pipeline: ``tune`` (searches unfreeze depth and learning ra
 
 Shared by everything: ``params`` (``params.yaml``, typed), ``paths`` (every path, once), ``patch``
 (every fact about a patch, once).
-Shared by several stages: ``deciding explanation prediction scoring serving training``.
+Shared by several stages: ``deciding prediction scoring serving``.
 
+``data``        what a patch is: archives, TIFF decoding, checks, groups, splits, packed pixels
+``exploration`` what the data looks like: statistics and pictures
+``drawing``     the generated archive: patches whose label shows in shapes, not in colours
+``model``       the classifier: ResNet50 with its preprocessing, frozen activations, training loop,
+                exact resume, inference, Grad-CAM
+``evaluation``  what a score means: metrics, intervals, calibration, operating point, report
+``tracking``    what happened: MLflow runs, registered versions, promotions, lineage. The only room
+                that imports MLflow
+``tuning``      the search: space, study, trials, worker processes
+``system``      durable writes, locks, determinism, command line, log, progress, errors
+==============  ==============================================================================
+=======
 ===============  ==============================================================================
 ``data``         what a patch is: archives, decoding, checks, packed pixels, groups, splits, batches
 ``exploration``  what the data looks like: statistics and pictures, before any training
@@ -30,8 +42,8 @@ Import rule
 -----------
 Stages and commands may import every room; nothing imports a stage or a command. ``data``,
 ``drawing``, ``exploration``, ``evaluation`` and ``tracking`` may import ``system``; ``drawing``,
-``exploration`` and ``model`` may import ``data`` too; ``tuning`` may import every room, and no room
-imports it. Everything may import ``src.params``, ``src.paths`` and ``src.patch``.
+``exploration``, ``evaluation`` and ``model`` may import ``data`` too; ``tuning`` may import every
+room, and no room imports it. Everything may import ``src.params``, ``src.paths`` and ``src.patch``.
 ``python -m src.<anything> --help`` loads neither TensorFlow nor MLflow. ``tests/test_rooms.py``
 checks all of this, and that this map names what is there.
 
