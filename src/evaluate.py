@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src import paths
-from src.data.identity import check_trained_here, split_kind
+from src.data.dataset import check_trained_here, split_kind
 from src.evaluation.predictions import ONE_VIEW, rows_of
 from src.explanation import write_gallery
 from src.params import EvaluateParams, Params, load_params
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from src.data.labelled import LabelledPatches
+    from src.data.dataset import LabelledPatches
     from src.evaluation.looks import Look
     from src.evaluation.metrics_report import Report
     from src.evaluation.operating_point import OperatingPoint
@@ -71,8 +71,8 @@ def load_model(params: Params) -> "keras.Model":
 
 def predict(model: "keras.Model", params: Params, log: Logger) -> "pd.DataFrame":
     """The table of ``src.evaluation.predictions``, calibrated on val."""
-    from src.data.labelled import load_split
-    from src.data.packed import read_patches
+    from src.data.dataset import load_split
+    from src.data.patches import read_patches
 
     train, val, holdout = load_split("train"), load_split("val"), load_split("holdout")
     logits = [_view_logits(model, split, params, log) for split in (val, holdout)]
@@ -162,7 +162,7 @@ def with_origins(
     predictions: "pd.DataFrame", patches: "pd.DataFrame", *, seed: int
 ) -> "pd.DataFrame":
     """``predictions`` with slide, stain and SHA-256 of each patch, from ``patches.parquet``."""
-    from src.data.stain_names import stain_names
+    from src.data.groups import stain_names
 
     labelled = patches[patches["subset"] == "train"]
     origins = labelled[["id", "slide", "sha256"]].assign(stain=stain_names(labelled, seed=seed))
@@ -328,8 +328,8 @@ def seen_in_training() -> dict[str, list[str]]:
 
     By pixels and slides they are known in another archive as well, under whatever id.
     """
-    from src.data.labelled import load_split
-    from src.data.packed import read_patches
+    from src.data.dataset import load_split
+    from src.data.patches import read_patches
 
     # val chose the epoch, the calibration and the threshold
     ids = np.concatenate([load_split(split).ids for split in ("train", "val")])

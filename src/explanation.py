@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import keras
     import pandas as pd
 
-    from src.data.labelled import LabelledPatches
+    from src.data.dataset import LabelledPatches
 
 GALLERY_FILE = "gallery.json"
 PICTURES, THUMBNAILS = "pictures", "thumbnails"
@@ -36,7 +36,7 @@ def write_gallery(
     ``model`` gives a logit for the patch as it is; with ``evaluate.tta`` that is one of the views
     whose mean decided.
     """
-    from src.data.labelled import load_split
+    from src.data.dataset import load_split
     from src.evaluation.gallery import choose_patches
     from src.model import gradcam
 

@@ -71,28 +71,17 @@ def _below_extra(path: str) -> str:
     return path
 
 
-Extra = Annotated[str, AfterValidator(_below_extra)]
-
-
 class IngestParams(_Section):
     """Where the patches come from, and how many may be unreadable."""
 
     # a zip or a folder in Kaggle's layout, or a folder of PatchCamelyon's h5 files
     archive: str = Field(min_length=1)
-    extra: tuple[Extra, ...] = Field(default=(), strict=False)  # their labelled patches join train
-    # leave the test images out; allows PatchCamelyon beside Kaggle's archive, whose test images
-    # PatchCamelyon labels
-    no_submission: bool = False
-    slides: Extra | None = None  # csv id,slide or id,wsi; null: the archive's own
+    no_submission: bool = False  # leave the test images and sample_submission.csv out
+    # csv id,slide or id,wsi; null: the archive's own
+    slides: Annotated[str, AfterValidator(_below_extra)] | None = None
     # file name → SHA-256 of h5 files other than those PatchCamelyon publishes
     h5_sha256: dict[str, Sha256] = Field(default_factory=dict)
     max_bad: int = Field(ge=0)  # unreadable images to quarantine before the stage fails
-
-    @model_validator(mode="after")
-    def _archive_is_not_extra(self) -> Self:
-        if len({self.archive, *self.extra}) != 1 + len(self.extra):
-            raise ValueError("archive and extra must name different archives, each once")
-        return self
 
 
 class ExploreParams(_Section):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from src import paths
-from src.data.labelled import load_split
+from src.data.dataset import load_split
 from src.params import load_params
 from src.system.cli import run
 from src.system.determinism import start_tensorflow

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 
 from src import deciding, evaluate, paths
-from src.data.identity import OtherData, SplitKind
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches, OtherData, SplitKind
 from src.evaluation.baseline import N_FEATURES
 from src.evaluation.looks import Look, holdout_sha256
 from src.evaluation.metrics import auroc, calibration_intercept, calibration_slope, ece
@@ -193,9 +192,9 @@ def test_seen_are_train_and_val_with_their_pixels_and_slides(monkeypatch):
     table = patches_frame([0, 1, 0, 1], n_test=1)
     table["slide"] = [None, "of holdout", "of train", "of holdout", "of test"]
     splits = {"train": [2], "val": [0], "holdout": [1, 3]}
-    monkeypatch.setattr("src.data.packed.read_patches", lambda _: table)
+    monkeypatch.setattr("src.data.patches.read_patches", lambda _: table)
     monkeypatch.setattr(
-        "src.data.labelled.load_split",
+        "src.data.dataset.load_split",
         lambda split: SimpleNamespace(ids=table["id"].to_numpy(dtype=str)[splits[split]]),
     )
     assert evaluate.seen_in_training() == {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from src import explanation, paths
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches
 from src.model import gradcam
 from src.system.durable import read_json, verify_folder
 from tests.evaluation.report_sources import THRESHOLD, predictions
@@ -44,7 +44,7 @@ def asked(monkeypatch, tmp_path, rows):
 
     monkeypatch.setattr(gradcam, "gradcam", fake)
     monkeypatch.setattr(gradcam, "visible_px", lambda model: 96)  # noqa: ARG005
-    monkeypatch.setattr("src.data.labelled.load_split", lambda split: holdout)  # noqa: ARG005
+    monkeypatch.setattr("src.data.dataset.load_split", lambda split: holdout)  # noqa: ARG005
     monkeypatch.setattr(paths, "GALLERY", tmp_path / "gallery")
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     return asked

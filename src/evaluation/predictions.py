@@ -4,7 +4,7 @@
 ``id split group label``    as in the split; label 0 normal, 1 tumour
 ``sha256``                  of the pixels
 ``slide``                   null where the archive doesn't name it
-``stain``                   a few clusters by colour (``src.data.stain_names``), null if blank
+``stain``                   a few clusters by colour (``src.data.groups``), null if blank
 ``logit``                   of the model; the mean over 8 views with ``evaluate.tta``
 ``logit_one_view``          of the patch as it is; only with ``evaluate.tta``
 ``probability``             sigmoid(scale * logit + shift)

@@ -50,7 +50,6 @@ _PICTURE_TITLES = {
     "samples_normal.png": "Random normal patches",
     "samples_tumour.png": "Random tumour patches",
     "channel_histograms.png": "Colour channels by label",
-    "channel_reference.png": "Channel means beside Kaggle's",
     "mean_patches.png": "Mean patch by label",
     "stain.png": "Stain: haematoxylin and eosin",
     "blank.png": "The whitest and the blackest patches",

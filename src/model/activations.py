@@ -34,9 +34,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from src import paths
-from src.data.batches import VIEW_BLOCK, Batch, n_batches
-from src.data.labelled import LabelledPatches
-from src.data.views import apply_view, apply_views
+from src.data.batches import VIEW_BLOCK, Batch, apply_view, apply_views, n_batches
+from src.data.dataset import LabelledPatches
 from src.model.classifier import cut
 from src.model.weights import weights_sha256
 from src.params import CacheParams

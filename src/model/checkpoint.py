@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from src import paths
@@ -26,6 +25,7 @@ from src.params import Params
 from src.system.code import training_code_digest
 from src.system.determinism import Environment
 from src.system.durable import clear_leftovers, replacing
+from src.system.locks import taking_turns
 from src.system.nested import flatten
 
 Arrays = dict[str, list[NDArray[Any]]]
@@ -73,20 +73,12 @@ def open_checkpoint(
 ) -> Iterator[Checkpoint]:
     """The state of a stage in this project; ``fresh`` forgets it. Two at once take turns."""
     file = paths.CHECKPOINTS / f"{stage}.npz"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info(f"another {stage} runs in this folder: waits for it")
-        lock.acquire()
-    try:
+    waiting = f"another {stage} runs in this folder: waits for it"
+    with taking_turns(file.with_suffix(".lock"), waiting=waiting, log=log):
         clear_leftovers(file)
         if fresh:
             file.unlink(missing_ok=True)
         yield Checkpoint(file, identity=identity, log=log)
-    finally:
-        lock.release()
 
 
 class Checkpoint:

@@ -17,8 +17,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from src.data.batches import ordered_batches
-from src.data.views import N_VIEWS, view_steps
+from src.data.batches import N_VIEWS, ordered_batches, view_steps
 from src.system.durable import verify_folder
 from src.system.progress import progress
 

@@ -28,8 +28,7 @@ from src.data.batches import (
     ordered_batches,
     training_batches,
 )
-from src.data.identity import dataset_identity, split_kind
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches, dataset_identity, split_kind
 from src.model.activations import FrozenLayers, Inputs
 from src.model.checkpoint import Checkpoint, recorded_params, work_identity, work_key
 from src.model.classifier import FEATURE_SCALE, BatchNormMode, cut, unfreeze
@@ -149,12 +148,7 @@ def fit_phase(
         log=log,
     )
     with stepping(training.tail, how):
-        training.restore()
-        for epoch in training.history:
-            on_epoch(epoch)
-        while not training.is_finished:
-            on_epoch(training.epoch())
-        training.keep_best()
+        training.fit(on_epoch)
     history = [asdict(epoch) for epoch in training.history]
     epoch_s = [epoch.pop("epoch_s") for epoch in history]
     facts = {
@@ -337,6 +331,16 @@ class Training:
         # every variable that a step reads or changes, in a fixed order
         self.state = [*tail.variables, *step.variables, *(random_state or [])]
 
+    def fit(self, on_epoch: Callable[[Epoch], None]) -> None:
+        """Go on from the checkpoint, where there is one, to the end; keep the best epoch."""
+        self._restore()
+        for epoch in self.history:
+            on_epoch(epoch)
+        while not self.is_finished:
+            on_epoch(self.epoch())
+        self.tail.set_weights(self.best_weights)
+        self._write(lambda: {"best": self.best_weights})  # the result: all that is still needed
+
     @property
     def is_finished(self) -> bool:
         return len(self.history) == self.params.epochs or self.patience.exhausted
@@ -445,11 +449,6 @@ class Training:
             logits[batch.positions[: batch.n_counted]] = values[: batch.n_counted]
         return logits
 
-    def keep_best(self) -> None:
-        """Put the best epoch's weights in place; all else of the state is no longer needed."""
-        self.tail.set_weights(self.best_weights)
-        self._write(lambda: {"best": self.best_weights})
-
     def _save(self) -> None:
         self._write(
             lambda: {
@@ -475,7 +474,7 @@ class Training:
             self.free_disk()
             self.checkpoint.save(arrays=arrays(), facts=facts)
 
-    def restore(self) -> None:
+    def _restore(self) -> None:
         """Take back the state of an interrupted phase, where there is one."""
         saved = self.checkpoint.load() if self.checkpoint is not None else None
         if saved is None:

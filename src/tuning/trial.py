@@ -14,8 +14,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.identity import dataset_identity
-from src.data.labelled import LabelledPatches, load_split
+from src.data.dataset import LabelledPatches, dataset_identity, load_split
 from src.model.backbone import BACKBONES
 from src.model.classifier import build_classifier
 from src.model.step import device_scope
