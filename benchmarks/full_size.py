@@ -33,7 +33,7 @@ BYTES_NEEDED = 32e9
 _BATCHES = """
 import sys, time
 from src.data.batches import training_batches
-from src.data.labelled import load_split
+from src.data.dataset import load_split
 
 started = time.perf_counter()
 train = load_split("train")

@@ -20,20 +20,18 @@ from rich.table import Table
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
-from src.data.grouping import GroupBy, group_patches
-from src.data.packed import open_pixels, read_patches
-from src.data.splitting import Fractions, split_groups
-from src.data.stain_groups import stain_clusters
+from src.data.groups import GroupBy, group_patches, stain_clusters
+from src.data.patches import ingest_archive, open_pixels, read_patches
+from src.data.splits import split_groups
 from src.drawing.archive import write_archive
 from src.drawing.plan import plan_subset
 from src.evaluation.baseline import colour_histograms, fit_baselines
-from src.ingest import ingest_archive
 from src.params import IngestParams
 from src.system.log import get_logger
 
 MODES: tuple[GroupBy, ...] = ("patch", "stain", "slide")
 N_PATCHES = 1_600
-FRACTIONS = Fractions(val=0.15, holdout=0.15)
+FRACTIONS = {"val_fraction": 0.15, "holdout_fraction": 0.15}
 
 
 def main(archives: int = 12, split_seeds: int = 5, slides: int = 20) -> None:
@@ -126,7 +124,7 @@ def _holdout_scores(store: Path, split_seeds: int) -> Iterator[tuple[str, str, f
                 labels=labels,
                 groups=grouping.names,
                 train_only=grouping.train_only,
-                fractions=FRACTIONS,
+                **FRACTIONS,
                 seed=seed,
             )
             train, holdout = splits == "train", splits == "holdout"

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measured import runtime
-from src.data.patch_inputs import PatchInput, open_input
+from src.data.sources import PatchInput, open_input
 from src.drawing.patches import draw_chunk
 from src.drawing.plan import plan_subset
 from src.params import load_params

@@ -20,7 +20,7 @@ import typer
 
 from benchmarks.measured import resident_bytes, run_measured, runtime
 from benchmarks.training_ways import Data, phase_setting
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches
 from src.params import Params, load_params
 from src.paths import ROOT
 

@@ -16,11 +16,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from src.data.near_duplicates import MAX_DISTANCE
-from src.data.optical_density import optical_density
-from src.data.packed import open_pixels, read_patches
-from src.data.perceptual_hash import orientations, perceptual_hashes
-from src.ingest import ingest_archive
+from src.data.groups import MAX_DISTANCE
+from src.data.measurements import optical_density, orientations, perceptual_hashes
+from src.data.patches import ingest_archive, open_pixels, read_patches
 from src.params import IngestParams
 from src.system.log import get_logger
 

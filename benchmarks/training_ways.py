@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measured import runtime
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches
 from src.drawing.patches import draw_chunk
 from src.drawing.plan import plan_subset
 from src.evaluation.metrics import auroc
@@ -195,8 +195,7 @@ class KerasFit(Way):
         import keras
         import tensorflow as tf
 
-        from src.model.classifier import build_classifier
-        from src.model.freezing import unfreeze
+        from src.model.classifier import build_classifier, unfreeze
 
         tf.config.threading.set_intra_op_parallelism_threads(self.threads)
         tf.config.threading.set_inter_op_parallelism_threads(self.threads)

@@ -5,15 +5,16 @@ Map
 Stages, in pipeline order. Each is ``python -m src.<stage>``, a stage in ``dvc.yaml`` and a section
 of ``params.yaml``: ``sample ingest split explore train finetune evaluate register predict``.
 
-Commands outside the pipeline: ``fetch`` (downloads Kaggle's archive), ``tune`` (searches unfreeze
-depth and learning rates), ``promote`` (decides which version is champion), ``serve`` (answers over
-HTTP), ``submit`` (to Kaggle), ``trace`` (where a submission comes from).
+Commands outside the pipeline: ``tune`` (searches unfreeze depth and learning rates), ``promote``
+(decides which version is champion), ``serve`` (answers over HTTP), ``submit`` (to Kaggle),
+``trace`` (where a submission comes from).
 
-Shared by everything: ``params`` (``params.yaml``, typed), ``paths`` (every path, once).
-Shared by several stages: ``deciding prediction scoring serving training``.
+Shared by everything: ``params`` (``params.yaml``, typed), ``paths`` (every path, once), ``patch``
+(every fact about a patch, once).
+Shared by several stages: ``deciding prediction scoring serving``.
 
-==============  ==============================================================================
 ``data``        what a patch is: archives, TIFF decoding, checks, groups, splits, packed pixels
+``exploration`` what the data looks like: statistics and pictures
 ``drawing``     the generated archive: patches whose label shows in shapes, not in colours
 ``model``       the classifier: ResNet50 with its preprocessing, frozen activations, training loop,
                 exact resume, inference, Grad-CAM
@@ -23,15 +24,28 @@ Shared by several stages: ``deciding prediction scoring serving training``.
 ``tuning``      the search: space, study, trials, worker processes
 ``system``      durable writes, locks, determinism, command line, log, progress, errors
 ==============  ==============================================================================
+=======
+===============  ==============================================================================
+``data``         what a patch is: archives, decoding, checks, packed pixels, groups, splits, batches
+``exploration``  what the data looks like: statistics and pictures, before any training
+``drawing``      the generated archive: patches whose label shows in shapes, not in colours
+``model``        the classifier: ResNet50 with its preprocessing, frozen activations, training loop,
+                 exact resume, inference, Grad-CAM
+``evaluation``   what a score means: metrics, intervals, calibration, operating point, report
+``tracking``     what happened: MLflow runs, registered versions, promotions, lineage. The only room
+                 that imports MLflow
+``tuning``       the search: space, study, trials, worker processes
+``system``       durable writes, locks, determinism, command line, log, progress, errors
+===============  ==============================================================================
 
 Import rule
 -----------
 Stages and commands may import every room; nothing imports a stage or a command. ``data``,
-``drawing``, ``evaluation`` and ``tracking`` may import ``system``; ``drawing``, ``evaluation`` and
-``model`` may import ``data`` too; ``tuning`` may import every room, and no room imports it.
-Everything may import ``src.params`` and ``src.paths``. ``python -m src.<anything> --help`` loads
-neither TensorFlow nor MLflow. ``tests/test_rooms.py`` checks all of this, and that this map names
-what is there.
+``drawing``, ``exploration``, ``evaluation`` and ``tracking`` may import ``system``; ``drawing``,
+``exploration``, ``evaluation`` and ``model`` may import ``data`` too; ``tuning`` may import every
+room, and no room imports it. Everything may import ``src.params``, ``src.paths`` and ``src.patch``.
+``python -m src.<anything> --help`` loads neither TensorFlow nor MLflow. ``tests/test_rooms.py``
+checks all of this, and that this map names what is there.
 
 Glossary
 --------

@@ -23,7 +23,7 @@ from src.system.durable import read_json, verify_folder
 from src.system.errors import ProjectError
 
 if TYPE_CHECKING:
-    from src.data.labelled import LabelledPatches
+    from src.data.dataset import LabelledPatches
     from src.tracking.golden import Golden
     from src.tracking.registry import VersionFiles
 
@@ -346,7 +346,7 @@ def score(
     ScoreError
         One isn't finite.
     """
-    from src.data.labelled import load_split
+    from src.data.dataset import load_split
     from src.model.inference import predict_outputs
 
     patches = load_split("holdout")

@@ -14,9 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from src import paths
-from src.data.identity import check_trained_here, split_kind
-from src.data.labelled import load_split
-from src.data.packed import read_patches
+from src.data.dataset import check_trained_here, load_split, split_kind
+from src.data.patches import read_patches
 from src.evaluation.baseline import colour_histograms
 from src.evaluation.calibration import fit_calibration
 from src.evaluation.curves import curve_bands
@@ -45,10 +44,9 @@ def main() -> None:
     check_trained_here(paths.HEAD_MODEL, paths.FINETUNED_MODEL)
     start_tensorflow(params.runtime, seed=0, tf32=False)  # nothing random happens: any seed will do
     from src.deciding import final_weights_sha256, model_key
-    from src.model import tta
     from src.model.final import write_final
     from src.model.gradcam import explain
-    from src.model.inference import load_classifier
+    from src.model.inference import load_classifier, logits_by_view
     from src.scoring import finite
     from src.tracking.looks import take_look
     from src.tracking.run_files import add_files
@@ -58,7 +56,7 @@ def main() -> None:
     model = load_classifier(paths.FINETUNED_MODEL)
     train, val, holdout = (load_split(name) for name in ("train", "val", "holdout"))
     logits = [
-        tta.logits_by_view(
+        logits_by_view(
             model,
             split,
             all_views=chosen.tta,

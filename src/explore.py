@@ -1,16 +1,15 @@
 """Stage ``explore``: pictures and statistics of the packed patches, before any training.
 
 Reads ``data/ingest`` and ``data/split``; writes ``reports/explore`` and one MLflow run. What it
-finds is information: a fail beside the reference, a duplicate or a blank patch never stops it.
+finds is information: channels unlike the reference, duplicates and blank patches never stop it.
 """
 
-from logging import Logger
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
 from src import paths
-from src.params import ExploreParams, load_params
+from src.params import load_params
 from src.system.cli import run
+from src.system.durable import read_json, replacing_folder, write_json
 from src.system.log import configure, get_logger
 
 REPORT = "explore.json"
@@ -21,73 +20,29 @@ def main() -> None:
 
     The pictures also go to MLflow, as one run beside the training runs.
     """
-    from src.tracking import exploration_run
+    from src.exploration.findings import open_packed, report_findings, survey_packed
+    from src.exploration.pictures import draw_pictures
+    from src.tracking.exploration_run import exploration_run
 
     params = load_params()
     configure(params.runtime.verbosity)
-    report = explore(
-        params.explore,
-        ingest=paths.INGEST,
-        split=paths.SPLIT_DIR,
-        destination=paths.EXPLORE,
-        log=get_logger("explore"),
-    )
-    # last, so that the pictures are there even where MLflow isn't
-    with exploration_run.exploration_run(_data_tags()) as run_:
-        run_.log_result(report, paths.EXPLORE)
+    log = get_logger("explore")
 
-
-def explore(
-    params: ExploreParams, *, ingest: Path, split: Path, destination: Path, log: Logger
-) -> dict[str, Any]:
-    """Write the pictures and ``explore.json`` to ``destination``; return the latter.
-
-    Raises
-    ------
-    ExploreError
-        The pixels and the tables of ``ingest`` and ``split`` don't have the same patches.
-    """
-    from src.data.exploration_pictures import draw_pictures
-    from src.data.exploration_report import report_findings
-    from src.data.explored import open_packed, survey_packed
-    from src.system.durable import replacing_folder, write_json
-
-    packed = open_packed(ingest, split)
+    packed = open_packed(paths.INGEST, paths.SPLIT_DIR)
     findings = survey_packed(packed, log)
-    pictures = draw_pictures(packed, findings, params)
-    report = {
-        **report_findings(packed, findings),
-        "seed": params.seed,
-        "pictures": sorted(pictures),
-    }
-    with replacing_folder(destination) as folder:
-        for name, figure in pictures.items():
+    report = report_findings(packed, findings) | {"seed": params.explore.seed, "pictures": []}
+    with replacing_folder(paths.EXPLORE) as folder:
+        for name, figure in draw_pictures(packed, findings, params.explore):
             # without matplotlib's version in it, the file is a function of the data alone
             figure.savefig(folder / name, metadata={"Software": None})
+            report["pictures"].append(name)
+        report["pictures"].sort()
         write_json(folder / REPORT, report)
-    _log_report(report, destination, log)
-    return report
 
-
-def _data_tags() -> dict[str, str]:
-    from src.system.durable import read_json
-
-    split = read_json(paths.SPLIT_REPORT)
-    return {
-        "content_digest": str(read_json(paths.INGEST_REPORT)["digests"]["train"]),
-        "groups_are": str(split["groups_are"]),
-        "slide_disjoint": str(split["slide_disjoint"]).lower(),
-    }
-
-
-def _log_report(report: dict[str, Any], destination: Path, log: Logger) -> None:
-    flags = report["flags"]["train"]
-    channels = report["channels"]
+    flags, channels = report["flags"]["train"], report["channels"]
     log.info(
-        f"{report['n_train']:,} labelled patches, {report['tumour_fraction']:.1%} tumour; ".replace(
-            "%", " %"
-        )
-        + f"{report['n_test']:,} test patches; {report['n_slides']:,} slides"
+        f"{report['n_train']:,} labelled patches, {100 * report['tumour_fraction']:.1f} % tumour; "
+        f"{report['n_test']:,} test patches; {report['n_slides']:,} slides"
     )
     log.info(
         f"flagged in train: {flags['blank_white']:,} white, {flags['blank_black']:,} black, "
@@ -98,7 +53,17 @@ def _log_report(report: dict[str, Any], destination: Path, log: Logger) -> None:
         for name, mean in zip(channels["order"], channels["train"]["mean"], strict=True)
     ]
     log.info(f"channels beside Kaggle's training set: {', '.join(outcome)} (information only)")
-    log.info(f"{len(report['pictures'])} pictures in {destination}")
+    log.info(f"{len(report['pictures'])} pictures in {paths.EXPLORE}")
+
+    # last, so that the pictures are there even where MLflow isn't
+    split = read_json(paths.SPLIT_REPORT)
+    tags = {
+        "content_digest": str(read_json(paths.INGEST_REPORT)["digests"]["train"]),
+        "groups_are": str(split["groups_are"]),
+        "slide_disjoint": str(split["slide_disjoint"]).lower(),
+    }
+    with exploration_run(tags) as run_:
+        run_.log_result(report, paths.EXPLORE)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def why_unpromoted(registration: dict[str, Any]) -> str:
 
 def predict(version: "VersionFiles", *, batch_size: int, log: Logger) -> Submission:
     """Probability of every test patch; quarantined ones get the training prevalence."""
-    from src.data.packed import open_pixels, read_patches
+    from src.data.patches import open_pixels, read_patches
     from src.model.inference import predict_outputs
 
     patches = read_patches(paths.INGEST)

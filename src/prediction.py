@@ -12,7 +12,7 @@ from src.system.errors import ProjectError
 from src.system.progress import progress
 
 if TYPE_CHECKING:
-    from src.data.patch_inputs import PatchBatch, PatchInput
+    from src.data.sources import PatchBatch, PatchInput
     from src.scoring import Scorer
 
 
@@ -30,7 +30,7 @@ def predict_input(path: Path, output: Path, params: Params, *, skip_bad: bool, l
     PredictionError
         There is no champion, or patches are unreadable and ``skip_bad`` is False.
     """
-    from src.data.patch_inputs import open_input
+    from src.data.sources import open_input
 
     if output.is_dir():
         raise PredictionError(f"--output is a folder: {output}; name the csv to write")
@@ -93,7 +93,7 @@ def write_predictions(
     PredictionError
         See above.
     """
-    from src.data.patch_inputs import batches
+    from src.data.sources import batches
 
     n_bad = 0
     with (

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src import paths
-from src.data.identity import check_trained_here
+from src.data.dataset import check_trained_here
 from src.deciding import (
     Champion,
     Comparison,
@@ -123,7 +123,7 @@ def point_challenger_at(challenger: "VersionFiles", changes: "AliasChanges") -> 
 def golden_batch(holdout: "pd.DataFrame") -> "Golden":
     """Eight holdout patches, from the least to the most suspicious, and what ``models/final``
     says of them."""
-    from src.data.labelled import load_split
+    from src.data.dataset import load_split
     from src.model.inference import load_classifier
     from src.tracking.golden import Golden, golden_rows
 

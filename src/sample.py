@@ -1,5 +1,7 @@
 """Stage ``sample``: a generated archive in Kaggle's layout, for running everything offline."""
 
+from __future__ import annotations
+
 from src import paths
 from src.params import load_params
 from src.system.cli import run

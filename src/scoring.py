@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from src.model.final import check_contract
-from src.model.inference import forward_pass
 from src.params import RuntimeParams
 from src.system.determinism import start_tensorflow
 from src.system.errors import ProjectError
@@ -65,6 +63,9 @@ class Scorer:
     """
 
     def __init__(self, version: "VersionFiles") -> None:
+        from src.model.final import check_contract
+        from src.model.inference import forward_pass
+
         check_contract(version.contract, version.model)
         self._called = f"version {version.version} of {version.name}"
         self.threshold = float(version.operating_point["threshold"])

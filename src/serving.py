@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from src.data.archives import MAX_IMAGE_BYTES, BadPatchError
 from src.data.images import decode_image
-from src.data.tiff import PATCH_SHAPE
 from src.params import load_params
+from src.patch import SHAPE
 from src.scoring import ScoreError, Scorer, start
 from src.system.errors import ProjectError
 
@@ -135,7 +135,7 @@ def _as_array(items: Sequence[Any]) -> NDArray[Any]:
 
 
 def _checked_pixels(values: NDArray[Any]) -> NDArray[np.uint8]:
-    if values.ndim != 4 or values.shape[1:] != PATCH_SHAPE:
+    if values.ndim != 4 or values.shape[1:] != SHAPE:
         raise RequestError(f"pixels of shape {values.shape}; {_EXPECTED}")
     _check_count(len(values))
     # scaled pixels would be answered, and wrongly

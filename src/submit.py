@@ -16,7 +16,7 @@ from typing import Annotated, Any, Protocol, cast
 import typer
 
 from src import paths
-from src.data.download import COMPETITION, kaggle_client
+from src.data.sources import COMPETITION, kaggle_client
 from src.params import load_params
 from src.system.cli import run
 from src.system.durable import read_json, verify_folder

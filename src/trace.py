@@ -40,8 +40,7 @@ def main(
     """
     params = load_params()
     configure(params.runtime.verbosity)
-    ingest = params.ingest
-    archives = [paths.ROOT / name for name in (ingest.archive, *ingest.extra)]
+    archives = [paths.ROOT / params.ingest.archive]
     parts = trace(submission, archives, get_logger("trace"))
     show(parts, submission)
     broken = [link for part in parts for link in part.links if link.state != "holds"]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from src import paths
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches
 from src.system.durable import replacing_folder, write_json
 
 

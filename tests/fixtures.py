@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from src import paths, promote, register
-from src.data import labelled
 from src.params import load_params
 from src.system.durable import sha256_file, write_json
 from src.tracking import runs
@@ -48,7 +47,7 @@ def make_project(
         pixels = pixels[[i ^ 1 for i in range(40)]]
         rows["probability"] = np.asarray(model(pixels), np.float64)[:, 0]
     split = labelled_patches(rows["id"].tolist(), np.arange(40), pixels)
-    monkeypatch.setattr(labelled, "load_split", lambda _: split)
+    monkeypatch.setattr("src.data.dataset.load_split", lambda _: split)
 
     monkeypatch.setattr(paths, "EVALUATE", tmp_path / "evaluate")
     monkeypatch.setattr(paths, "PREDICTIONS", tmp_path / "evaluate" / "predictions.parquet")

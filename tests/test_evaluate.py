@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from src import deciding, evaluate, paths
-from src.data.identity import OtherData, SplitKind
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches, OtherData, SplitKind
 from src.evaluation.baseline import N_FEATURES
 from src.evaluation.intervals import Difference
 from src.evaluation.looks import Look

@@ -1,7 +1,6 @@
 """Stage explore: which pictures and numbers stand on disk for which data."""
 
-import json
-import logging
+import contextlib
 
 import numpy as np
 import pandas as pd
@@ -9,23 +8,19 @@ import pytest
 
 from src import explore as explore_stage
 from src import paths
-from src.data import exploration_pictures, galleries
-from src.data.exploration_report import report_findings
-from src.data.explored import ExploreError, open_packed, survey_packed
-from src.explore import explore
-from src.params import ExploreParams
-from src.system.durable import verify_folder, write_json, write_manifest
+from src.exploration.findings import ExploreError
+from src.params import ExploreParams, load_params
+from src.system.durable import read_json, verify_folder, write_manifest
 from src.system.errors import ProjectError
 from src.tracking import exploration_run
-from tests.data.tables import patches_frame, write_split_folder, write_store
+from tests.data.tables import write_split_folder
+from tests.exploration.store import rewrite, survey_only, write_data
 
-LOG = logging.getLogger("test.explore")
 PARAMS = ExploreParams(seed=1, patches_per_class=4)
 ALWAYS = {
     "blank.png",
     "blurred.png",
     "channel_histograms.png",
-    "channel_reference.png",
     "labels.png",
     "mean_patches.png",
     "samples_normal.png",
@@ -35,61 +30,44 @@ ALWAYS = {
 }
 
 
-def write_data(root, *, n=12, n_test=3, slides=True, duplicate=False, **columns):
-    """What ingest and split leave; patch i of train is 20 · i but for a corner."""
-    train = np.repeat(np.arange(n, dtype=np.uint8) * 20, 96 * 96 * 3).reshape(n, 96, 96, 3)
-    train[:, :8, :8] = np.random.default_rng(0).integers(0, 256, (n, 8, 8, 3))
-    digests = [f"{i:064x}" for i in range(n + n_test)]
-    if duplicate:
-        digests[n] = digests[1] = digests[0]
-    density = np.random.default_rng(1).uniform(0.1, 0.5, (n + n_test, 9))
-    density[0, :3] = 2.4  # the black one
-    table = patches_frame(
-        [i % 2 for i in range(n)],
-        n_test=n_test,
-        slides=[f"s{i % 3}" if slides else None for i in range(n)],
-        sha256=digests,
-        flags=["blank_black", *[""] * (n - 1), "duplicate_of:0", *[""] * (n_test - 1)],
-        density=density,
-        **columns,
-    )
-    rewrite(root, table, train)
-    return train, table
+class Logged:
+    """MLflow's run as far as it is used."""
+
+    def log_result(self, report, folder):
+        pass
 
 
-def rewrite(root, table, train):
-    """Both folders anew, for a table that was changed."""
-    n_test = int((table["row"][table["subset"] == "test"] >= 0).sum())
-    white = np.full((n_test, 96, 96, 3), 255, dtype=np.uint8)
-    write_store(root / "ingest", table, train=train, test=white)
-    labelled = table[table["subset"] == "train"].sort_values("id")
-    splits = [("train", "val", "holdout")[i // 2 % 3] for i in range(len(labelled))]
-    folder = write_split_folder(root / "split", labelled["id"].tolist(), splits)
-    write_json(folder / "split.json", {"group_by": "patch", "groups_are": "single patches"})
-    write_manifest(folder)
+@contextlib.contextmanager
+def tracked(tags):
+    assert set(tags) == {"content_digest", "groups_are", "slide_disjoint"}
+    yield Logged()
 
 
-def run_explore(tmp_path):
-    return explore(
-        PARAMS,
-        ingest=tmp_path / "ingest",
-        split=tmp_path / "split",
-        destination=tmp_path / "explore",
-        log=LOG,
-    )
-
-
-def survey_only(tmp_path):
-    """The report without drawing a picture, which takes seconds."""
-    packed = open_packed(tmp_path / "ingest", tmp_path / "split")
-    return report_findings(packed, survey_packed(packed, LOG))
+def run_explore(tmp_path, tracking=tracked):
+    """The stage in ``tmp_path``; its report."""
+    shipped = load_params()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            explore_stage, "load_params", lambda: shipped.model_copy(update={"explore": PARAMS})
+        )
+        patched.setattr(explore_stage, "configure", lambda _: None)
+        patched.setattr(exploration_run, "exploration_run", tracking)
+        for name, path in (
+            ("INGEST", "ingest"),
+            ("INGEST_REPORT", "ingest/report.json"),
+            ("SPLIT_DIR", "split"),
+            ("SPLIT_REPORT", "split/split.json"),
+            ("EXPLORE", "explore"),
+        ):
+            patched.setattr(paths, name, tmp_path / path)
+        explore_stage.main()
+    return read_json(tmp_path / "explore" / "explore.json")
 
 
 def test_pictures_and_report_are_written_and_verify(tmp_path):
     write_data(tmp_path)
     report = run_explore(tmp_path)
     assert set(verify_folder(tmp_path / "explore")) == ALWAYS | {"slides.png", "explore.json"}
-    assert json.loads((tmp_path / "explore" / "explore.json").read_text()) == report
     assert set(report["pictures"]) == ALWAYS | {"slides.png"}
 
 
@@ -130,43 +108,15 @@ def test_blank_patches_do_not_count_as_stain(tmp_path):
     assert survey_only(tmp_path)["stain"]["haematoxylin"]["p95"] < 2.0
 
 
-def test_blurred_patches_are_counted_once_and_without_blanks(tmp_path, monkeypatch):
-    """Catches explore.json and the picture's title giving two numbers for one thing."""
-    train, table = write_data(tmp_path)
-    train[[0, 5]] = 128  # patch 0 bears the flag blank_black
-    rewrite(tmp_path, table, train)
-    titles = []
-    monkeypatch.setattr(galleries, "_gallery", lambda _, *, title, **__: titles.append(title))
-    packed = open_packed(tmp_path / "ingest", tmp_path / "split")
-    findings = survey_packed(packed, LOG)
-    assert report_findings(packed, findings)["sharpness"]["n_blurred"] == 1
-    exploration_pictures._blur_gallery(packed, findings)
-    assert titles[0].startswith("1 of 12 patches are blurred")
-
-
-def test_without_mlflow_the_pictures_are_there_all_the_same(tmp_path, monkeypatch):
+def test_without_mlflow_the_pictures_are_there_all_the_same(tmp_path):
     """Catches an unreachable tracking server keeping a person from their data."""
     write_data(tmp_path)
-    write_json(tmp_path / "ingest" / "report.json", {"digests": {"train": "0" * 32}})
-    shown = {"group_by": "patch", "groups_are": "single patches", "slide_disjoint": False}
-    write_json(tmp_path / "split" / "split.json", shown)
-    write_manifest(tmp_path / "split")
-    for name, path in (
-        ("INGEST", "ingest"),
-        ("INGEST_REPORT", "ingest/report.json"),
-        ("SPLIT_DIR", "split"),
-        ("SPLIT_REPORT", "split/split.json"),
-        ("EXPLORE", "explore"),
-    ):
-        monkeypatch.setattr(paths, name, tmp_path / path)
-    monkeypatch.setattr(explore_stage, "configure", lambda _: None)
 
     def unreachable(_):
         raise ProjectError("MLflow can't be reached")
 
-    monkeypatch.setattr(exploration_run, "exploration_run", unreachable)
     with pytest.raises(ProjectError, match="can't be reached"):
-        explore_stage.main()
+        run_explore(tmp_path, unreachable)
     assert set(verify_folder(tmp_path / "explore")) > ALWAYS
 
 
@@ -223,7 +173,7 @@ def test_patch_without_a_split_is_refused(tmp_path):
     _, table = write_data(tmp_path)
     labelled = table[table["subset"] == "train"]["id"].tolist()
     folder = write_split_folder(tmp_path / "split", labelled[1:], ["train"] * 11)
-    write_json(folder / "split.json", {"group_by": "patch"})
+    (folder / "split.json").write_text('{"group_by": "patch"}')
     write_manifest(folder)
     with pytest.raises(ExploreError, match="1 labelled patches have no split"):
         run_explore(tmp_path)

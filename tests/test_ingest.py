@@ -1,6 +1,7 @@
 """The ingest stage on sound archives, and cut short; bad ones are in tests/faults."""
 
 import hashlib
+import logging
 import os
 import signal
 import subprocess
@@ -15,10 +16,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.data.exploration import channel_statistics, survey_channels, within_reference
-from src.data.optical_density import MOMENT_COLUMNS
-from src.data.packed import open_pixels, read_patches
+from src import ingest as stage
+from src import paths
+from src.data import sources
+from src.data.measurements import MOMENT_COLUMNS
+from src.data.patches import open_pixels, read_patches
+from src.exploration.statistics import channel_moments, survey_channels, within_reference
 from src.system.durable import read_json, verify_folder
+from src.system.errors import ProjectError
 from tests.data.archives import (
     ingest,
     patch_id,
@@ -174,10 +179,10 @@ def test_real_archive(real: tuple[dict[str, Any], Path]) -> None:
 def test_real_patches_are_like_the_reference(real: tuple[dict[str, Any], Path]) -> None:
     """Catches a verdict of explore that the real training set itself doesn't pass."""
     report, folder = real
-    survey = survey_channels(open_pixels("train", folder))
-    statistics = channel_statistics(survey)
-    assert within_reference(statistics) == [True, True, True]
-    np.testing.assert_allclose(statistics.mean, report["channels"]["mean"], atol=1e-6)
+    histogram = survey_channels(open_pixels("train", folder), advance=lambda _: None)
+    moments = channel_moments(histogram)
+    assert within_reference(moments) == [True, True, True]
+    np.testing.assert_allclose(moments[0], report["channels"]["mean"], atol=1e-6)
 
 
 INTERRUPTED = """
@@ -271,3 +276,48 @@ def test_ctrl_c_leaves_neither_tracebacks_nor_files(
     verify_folder(folder)
     assert len(read_patches(folder)) == 9
     assert [f.name for f in folder.parent.iterdir()] == ["ingest"]
+
+
+class KaggleClient:
+    def competition_download_files(self, competition: str, path: str, **_: bool) -> None:
+        write_zip(Path(path) / f"{competition}.zip", tiny_files())
+
+
+@pytest.fixture
+def download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root where ``ingest --download`` meets a Kaggle that answers."""
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "SAMPLE_ARCHIVE", tmp_path / "data" / "source" / "sample.zip")
+    monkeypatch.setattr(sources, "kaggle_client", KaggleClient)
+    monkeypatch.setattr(stage, "configure", lambda _: None)
+    monkeypatch.setattr(logging.getLogger("hcd"), "propagate", True)
+    return tmp_path
+
+
+def test_downloaded_archive_is_tracked(
+    download: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a download that DVC doesn't know: the next clone would lack the data."""
+    ran: list[tuple[list[str], Path]] = []
+
+    def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+        ran.append((command, cwd))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(stage.subprocess, "run", run)
+    with caplog.at_level("INFO"):
+        stage.main(download=True)
+    archive = f"data/source/{sources.KAGGLE_ARCHIVE}"
+    assert (download / archive).is_file()
+    assert ran == [([sys.executable, "-m", "dvc", "add", archive], download)]
+    assert "cp presets/kaggle.yaml params.yaml" in caplog.messages[-1]
+
+
+@pytest.mark.usefixtures("download")
+def test_untracked_download_says_what_is_left_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1)
+    monkeypatch.setattr(stage.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(
+        ProjectError, match=rf"not tracked; run: dvc add data/source/{sources.KAGGLE_ARCHIVE}"
+    ):
+        stage.main(download=True)

@@ -138,11 +138,9 @@ def test_tampered_version_is_not_used(version):
 @pytest.fixture
 def packed(tmp_path, table, monkeypatch):
     """Test pixels on disk, and tables as ``ingest`` would leave them."""
-    from src.data import packed
-
     pixels = patches(3)
-    monkeypatch.setattr(packed, "open_pixels", lambda *_, **__: pixels)
-    monkeypatch.setattr(packed, "read_patches", lambda *_: table)
+    monkeypatch.setattr("src.data.patches.open_pixels", lambda *_, **__: pixels)
+    monkeypatch.setattr("src.data.patches.read_patches", lambda *_: table)
     monkeypatch.setattr(paths, "SUBMISSION_DIR", tmp_path / "submission")
     return pixels
 

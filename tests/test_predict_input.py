@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from src import predict, prediction, scoring
-from src.data.patch_inputs import open_input
+from src.data.sources import open_input
 from src.model.final import CONTRACT, ContractError, check_contract
 from src.params import load_params
 from src.tracking import registry, runs

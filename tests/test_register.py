@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from src import deciding, evaluate, paths, promote, register
-from src.data.identity import OtherData, SplitKind
+from src.data.dataset import OtherData, SplitKind
 from src.deciding import Champion, Comparison
 from src.evaluation import promotion
 from src.evaluation.intervals import Difference

@@ -33,7 +33,7 @@ def test_nan_is_refused_rather_than_called_normal(monkeypatch):
 def test_nan_judges_no_version(monkeypatch):
     """Catches a plain ValueError, and so a traceback, out of register and promote."""
     patches = labelled_patches(["a", "b"], [0, 1])
-    monkeypatch.setattr("src.data.labelled.load_split", lambda _: patches)
+    monkeypatch.setattr("src.data.dataset.load_split", lambda _: patches)
     monkeypatch.setattr(
         "src.model.inference.predict_outputs", lambda *_, **__: NAN_OF_TWO.astype(np.float64)
     )
@@ -172,7 +172,7 @@ def test_every_route_gives_the_scores_of_evaluate(tta, classifier, ten_bits, tmp
     expected = holdout["probability"].to_numpy()
     assert np.ptp(expected) > 0.5
     monkeypatch.setattr(paths, "FINAL_MODEL", tmp_path / "final")
-    monkeypatch.setattr("src.data.labelled.load_split", lambda _: split)
+    monkeypatch.setattr("src.data.dataset.load_split", lambda _: split)
     point = evaluate.operating_point_on_val(predictions, chosen)
     write_final(paths.FINAL_MODEL, classifier, asdict(point), {"ids": [], "sha256": []})
     final = load_classifier(paths.FINAL_MODEL)

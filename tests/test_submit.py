@@ -8,7 +8,7 @@ import pytest
 from requests import ConnectionError, HTTPError, Response
 
 from src import paths, submit
-from src.data.download import DownloadError
+from src.data.sources import DownloadError
 from src.submit import Scores, Sent, SubmitError
 from src.system.durable import IntegrityError, replacing_folder, write_json
 from src.tracking import registry, runs

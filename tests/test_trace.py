@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from src import paths, predict, register, trace
-from src.data.ingest_report import content_digest
+from src.data.patches import content_digest
 from src.params import load_params
 from src.system.durable import MANIFEST, replacing_folder, write_json, write_manifest
 from src.trace import BrokenChain

@@ -1,49 +1,47 @@
 """Random colours for patches in training: stain, brightness and contrast.
 
 What a patch shows stays where it is, so its label stays true. Flips and rotations, which stay true
-as well, are views (``src.data.views``): they need no pixels to be drawn anew.
+as well, are views (``src.data.batches``): they need no pixels to be drawn anew.
 
 A new augmentation is one entry of :data:`AUGMENTATIONS` and its strength in ``src.params``; the
 contract test in ``tests/data/test_augmentation.py`` covers every entry.
 """
 
-from collections.abc import Callable
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import keras
 import numpy as np
+from keras import ops, random
 from numpy.typing import NDArray
 
-from src.data.optical_density import EOSIN, HAEMATOXYLIN
+from src.data.measurements import EOSIN, HAEMATOXYLIN
 from src.params import AugmentParams
-
-if TYPE_CHECKING:
-    import keras
 
 Transform = Callable[[Any, Any], Any]
 """Pixels (n, h, w, 3) float32 in 0 … 255 and a Keras SeedGenerator → pixels, not clipped yet."""
 
 DAB = (0.268, 0.570, 0.776)  # Ruifrok & Johnston 2001, table 1
-_WHITE = 256.0  # of value + 1, as in src.data.optical_density
+_WHITE = 256.0  # of value + 1, as in src.data.measurements
 
 
-def build_augmentation(params: AugmentParams | None, *, seed: int) -> "keras.Model | None":
+def build_augmentation(params: AugmentParams | None, *, seed: int) -> keras.Model | None:
     """uint8 (n, h, w, 3) → uint8 of that shape, in new colours where ``training=True``.
 
     Each patch has its own; another call gives others. With ``training=False`` the patches come back
-    as they are. The random state is in the model's ``variables`` (one a layer, int64 or uint32,
+    as they are. The random state is in the model's ``variables`` (one per layer, int64 or uint32,
     shape (2,)): equal state, equal numbers. None where ``params`` is None.
     """
     if params is None:
         return None
-    import keras
-
     strengths = {name: getattr(params, name) for name in AUGMENTATIONS}
     return keras.Sequential(
         [
             keras.Input((None, None, 3), dtype="uint8"),
             *(
-                augmentation_layer(name, strength, seed=seed + offset)
+                RandomPerPatch(AUGMENTATIONS[name](strength), seed=seed + offset, name=name)
                 for offset, (name, strength) in enumerate(strengths.items())
                 if strength
             ),
@@ -52,27 +50,41 @@ def build_augmentation(params: AugmentParams | None, *, seed: int) -> "keras.Mod
     )
 
 
-def augmentation_layer(name: str, strength: float, *, seed: int) -> "keras.layers.Layer":
-    """The entry ``name`` of :data:`AUGMENTATIONS` as a layer; ``strength`` as in ``AugmentParams``.
+class RandomPerPatch(keras.layers.Layer):  # type: ignore[misc]  # keras carries no types
+    """One transform as a layer: random in training, nothing otherwise.
 
     Takes and gives (n, h, w, 3) of uint8, rounded, or of a float type, in 0 … 255.
     """
-    return _layer_class()(AUGMENTATIONS[name](strength), seed=seed, name=name)
+
+    def __init__(self, transform: Transform, *, seed: int, name: str) -> None:
+        super().__init__(name=name, dtype="float32", autocast=False, trainable=False)
+        self.transform = transform
+        self.seeds = random.SeedGenerator(seed)
+
+    def call(self, patches: Any, training: bool = False) -> Any:
+        if not training:
+            return patches
+        pixels = self.transform(ops.cast(patches, "float32"), self.seeds)
+        pixels = ops.clip(pixels, 0.0, 255.0)
+        if keras.backend.is_int_dtype(patches.dtype):
+            pixels = ops.round(pixels)
+        return ops.cast(pixels, patches.dtype)
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
 
 
 def _stain(strength: float) -> Transform:
     """Scale and shift the density of haematoxylin, eosin and DAB (Tellez et al. 2018, HED jitter).
 
     s ← a · s + b with a in 1 ± strength and b in ± strength, uniform, for each stain of each patch;
-    densities as in ``src.data.optical_density``. Unmixing, change and mixing are linear, so they
+    densities as in ``src.data.measurements``. Unmixing, change and mixing are linear, so they
     are one 3 × 3 matrix a patch.
     """
     mix = stain_vectors()
     unmix = np.linalg.inv(mix).astype(np.float32)
 
     def transform(pixels: Any, seeds: Any) -> Any:
-        from keras import ops, random
-
         n, height, width, _ = ops.shape(pixels)
         scales = random.uniform((n, 1, 3), 1 - strength, 1 + strength, "float32", seeds)
         shifts = random.uniform((n, 1, 3), -strength, strength, "float32", seeds)
@@ -98,8 +110,6 @@ def _contrast(strength: float) -> Transform:
     """Multiply each channel's distance to its mean over the patch by a factor in 1 ± strength."""
 
     def transform(pixels: Any, seeds: Any) -> Any:
-        from keras import ops
-
         mean = ops.mean(pixels, axis=(1, 2), keepdims=True)
         return mean + (pixels - mean) * _factors(pixels, strength, seeds)
 
@@ -124,33 +134,5 @@ def stain_vectors() -> NDArray[np.float32]:
 
 
 def _factors(pixels: Any, strength: float, seeds: Any) -> Any:
-    from keras import ops, random
-
     shape = (ops.shape(pixels)[0], 1, 1, 1)
     return random.uniform(shape, 1 - strength, 1 + strength, "float32", seeds)
-
-
-@cache
-def _layer_class() -> Any:
-    """The layer around every transform; a class made late, because its base class is Keras'."""
-    import keras
-
-    class RandomPerPatch(keras.layers.Layer):  # type: ignore[misc]  # keras carries no types
-        def __init__(self, transform: Transform, *, seed: int, name: str) -> None:
-            super().__init__(name=name, dtype="float32", autocast=False, trainable=False)
-            self.transform = transform
-            self.seeds = keras.random.SeedGenerator(seed)
-
-        def call(self, patches: Any, training: bool = False) -> Any:
-            if not training:
-                return patches
-            pixels = self.transform(keras.ops.cast(patches, "float32"), self.seeds)
-            pixels = keras.ops.clip(pixels, 0.0, 255.0)
-            if keras.backend.is_int_dtype(patches.dtype):
-                pixels = keras.ops.round(pixels)
-            return keras.ops.cast(pixels, patches.dtype)
-
-        def compute_output_shape(self, shape: Any) -> Any:
-            return shape
-
-    return RandomPerPatch

@@ -5,6 +5,8 @@ never pass between processes. Neither the order of the archive nor the number of
 in the result. Bytes are written, not memory-mapped: mapped pages would count as memory used.
 """
 
+from __future__ import annotations
+
 import errno
 import io
 import itertools
@@ -17,31 +19,29 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from src.data.archives import IMAGE_SUFFIX, Archive, BadPatchError, Member, Reader
-from src.data.measuring import Measurements, measure
-from src.data.tiff import PATCH_BYTES, PATCH_SHAPE, decode_patch, raw_patch, sha256_pixels
+from src.data.images import decode_tiff, raw_patch, sha256_pixels
+from src.data.measurements import Measurements, measure
+from src.patch import N_BYTES, SHAPE
 from src.system.errors import ProjectError
+from src.system.progress import Advance
 
 CHUNK_PATCHES = 256  # 7 MB of pixels
-_MIN_PATCHES_A_PROCESS = 1_000  # fewer are decoded sooner than a process starts
+_MIN_PATCHES_PER_PROCESS = 1_000  # fewer are decoded sooner than a process starts
 _CHUNKS_WAITING = 4  # per process
 _BAD_NAMED = 3  # unreadable images that the error names
 
-Advance = Callable[[int], None]
-
-# by ``Member.encoding``
 DECODERS: Mapping[str, Callable[[bytes], NDArray[np.uint8]]] = {
-    "tiff": decode_patch,
+    "tiff": decode_tiff,
     "raw": raw_patch,
 }
+"""By ``Member.encoding``."""
 
 
 class PackingError(ProjectError):
@@ -69,8 +69,6 @@ class DecodedChunk:
         n SHA-256 of the pixels; '' where the image is unreadable.
     measured
         Of the n patches.
-    sums, squares
-        (3,) int64, sum and sum of squares of each channel over all pixels of readable patches.
     bad
         Position in the chunk → why that image is unreadable.
     """
@@ -79,14 +77,12 @@ class DecodedChunk:
     first_row: int
     digests: list[str]
     measured: Measurements
-    sums: NDArray[np.int64]
-    squares: NDArray[np.int64]
     bad: dict[int, str]
 
 
 @dataclass
 class PackedSubset:
-    """One subset's pixels on disk and what was learnt on the way.
+    """One subset's pixels on disk and what was measured on the way.
 
     Attributes
     ----------
@@ -95,11 +91,9 @@ class PackedSubset:
     rows
         (n,) int64, each patch's row in the file; −1 for unreadable images, which have none.
     digests, parts
-        As in :class:`DecodedChunk`: one digest a patch, one part a chunk.
+        As in :class:`DecodedChunk`: one digest per patch, one part per chunk.
     bad
         Id → why the image is unreadable.
-    sums, squares
-        (3,) int64 over the readable patches.
     """
 
     ids: Sequence[str]
@@ -108,8 +102,6 @@ class PackedSubset:
     digests: list[str] = field(default_factory=list)
     parts: list[Measurements] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
-    sums: NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
-    squares: NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
 
     @property
     def measured(self) -> Measurements:
@@ -128,14 +120,14 @@ def pack_archive(
 ) -> dict[str, PackedSubset]:
     """Decode every image of ``ids_of`` (subset → ids) into ``folder/<subset>.npy``.
 
-    Rows stand in the order of the ids; unreadable images get none.
+    Rows follow the order of the ids; unreadable images get none.
 
     Parameters
     ----------
     max_bad
         Unreadable images allowed in all subsets together.
     workers
-        Processes; 0 = one a core.
+        Processes; 0 = one per core.
     advance
         Called with the number of patches done since the last call.
 
@@ -147,15 +139,27 @@ def pack_archive(
         The archive itself turns out to be damaged.
     """
     n_patches = sum(len(ids) for ids in ids_of.values())
-    _check_space(folder, n_patches)
+    needed, free = n_patches * N_BYTES, shutil.disk_usage(folder).free
+    if needed > free:
+        raise PackingError(
+            f"disk full: {needed / 1e9:,.1f} GB needed in {folder.parent}, "
+            f"{free / 1e9:,.1f} GB free; free some space"
+        )
     packed = {subset: PackedSubset(ids, folder / f"{subset}.npy") for subset, ids in ids_of.items()}
     for subset in packed.values():
-        _create(subset.path, len(subset.ids))
+        header = _header(len(subset.ids))
+        with subset.path.open("wb") as file:
+            file.write(header)
+            file.truncate(len(header) + len(subset.ids) * N_BYTES)
     chunks = itertools.chain.from_iterable(
         _chunks(archive, name, subset) for name, subset in packed.items()
     )
     for decoded in _decode_all(chunks, _n_processes(workers, n_patches)):
-        _add(packed[decoded.subset], decoded)
+        subset = packed[decoded.subset]
+        subset.digests += decoded.digests
+        subset.parts.append(decoded.measured)
+        for position, reason in decoded.bad.items():
+            subset.bad[subset.ids[decoded.first_row + position]] = reason
         advance(len(decoded.digests))
     _check_bad(packed, max_bad)  # at the end: the person is told of all of them at once
     for subset in packed.values():
@@ -164,9 +168,9 @@ def pack_archive(
 
 
 def decode_chunk(chunk: Chunk) -> DecodedChunk:
-    """Read, decode, hash and write the patches of one chunk."""
+    """Read, decode, hash, measure and write the patches of one chunk."""
     n = len(chunk.members)
-    pixels = np.zeros((n, *PATCH_SHAPE), np.uint8)
+    pixels = np.zeros((n, *SHAPE), np.uint8)
     digests, bad = [""] * n, {}
     with chunk.reader.open() as read:
         for i, member in enumerate(chunk.members):
@@ -177,9 +181,8 @@ def decode_chunk(chunk: Chunk) -> DecodedChunk:
                 continue
             digests[i] = sha256_pixels(pixels[i])
     readable = np.array([bool(digest) for digest in digests], dtype=np.bool_)
-    measured, sums, squares = measure(pixels, readable)
     _write_rows(chunk.path, chunk.first_row, pixels)
-    return DecodedChunk(chunk.subset, chunk.first_row, digests, measured, sums, squares, bad)
+    return DecodedChunk(chunk.subset, chunk.first_row, digests, measure(pixels, readable), bad)
 
 
 def _chunks(archive: Archive, name: str, subset: PackedSubset) -> Iterator[Chunk]:
@@ -191,7 +194,7 @@ def _chunks(archive: Archive, name: str, subset: PackedSubset) -> Iterator[Chunk
 
 def _n_processes(workers: int, n_patches: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(workers or cores or 1, n_patches // _MIN_PATCHES_A_PROCESS))
+    return max(1, min(workers or cores or 1, n_patches // _MIN_PATCHES_PER_PROCESS))
 
 
 def _decode_all(chunks: Iterator[Chunk], n_processes: int) -> Iterator[DecodedChunk]:
@@ -200,13 +203,18 @@ def _decode_all(chunks: Iterator[Chunk], n_processes: int) -> Iterator[DecodedCh
         yield from map(decode_chunk, chunks)
         return
     pool = ProcessPoolExecutor(
-        n_processes, multiprocessing.get_context("spawn"), initializer=_start_process
+        n_processes, multiprocessing.get_context("spawn"), initializer=_end_with_parent
     )
     waiting: deque[Future[DecodedChunk]] = deque()
     try:
         for chunk in chunks:
-            with _interrupts_held():  # submitting starts processes, which inherit this
+            # Ctrl-C goes to all processes of a terminal, but the parent ends the work: submitting
+            # starts processes, and they inherit what is blocked here
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            try:
                 waiting.append(pool.submit(decode_chunk, chunk))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             if len(waiting) > _CHUNKS_WAITING * n_processes:
                 yield waiting.popleft().result()
         while waiting:
@@ -220,35 +228,17 @@ def _decode_all(chunks: Iterator[Chunk], n_processes: int) -> Iterator[DecodedCh
         pool.shutdown(cancel_futures=True)
 
 
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold back Ctrl-C, which goes to all processes of a terminal: the parent ends the work."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_process() -> None:
+def _end_with_parent() -> None:
+    """In a decoding process: end when the parent does, which if killed can't say so."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        # a killed parent can't say that no more work will come
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if parent is None:
+        return
 
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
 
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _add(subset: PackedSubset, decoded: DecodedChunk) -> None:
-    subset.digests += decoded.digests
-    subset.parts.append(decoded.measured)
-    subset.sums += decoded.sums
-    subset.squares += decoded.squares
-    for position, reason in decoded.bad.items():
-        subset.bad[subset.ids[decoded.first_row + position]] = reason
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _check_bad(packed: dict[str, PackedSubset], max_bad: int) -> None:
@@ -270,30 +260,21 @@ def _close_gaps(subset: PackedSubset) -> NDArray[np.int64]:
     """Move later patches up over the rows of unreadable images; return each patch's row or −1."""
     kept = np.array([bool(digest) for digest in subset.digests], dtype=np.bool_)
     rows = np.where(kept, np.cumsum(kept) - 1, -1)
-    moved = np.flatnonzero(kept & (rows != np.arange(len(rows))))
-    if len(moved) or not kept.all():
+    if not kept.all():
         with subset.path.open("r+b") as file:
             start = len(_header(len(kept)))
-            for old in moved:
-                pixels = os.pread(file.fileno(), PATCH_BYTES, start + int(old) * PATCH_BYTES)
-                os.pwrite(file.fileno(), pixels, start + int(rows[old]) * PATCH_BYTES)
+            for old in np.flatnonzero(kept & (rows != np.arange(len(rows)))):
+                pixels = os.pread(file.fileno(), N_BYTES, start + int(old) * N_BYTES)
+                os.pwrite(file.fileno(), pixels, start + int(rows[old]) * N_BYTES)
             file.write(_header(int(kept.sum())))
-            file.truncate(start + int(kept.sum()) * PATCH_BYTES)
+            file.truncate(start + int(kept.sum()) * N_BYTES)
     return rows.astype(np.int64)
-
-
-def _create(path: Path, n: int) -> None:
-    """An array file of n patches whose pixels are still unwritten."""
-    header = _header(n)
-    with path.open("wb") as file:
-        file.write(header)
-        file.truncate(len(header) + n * PATCH_BYTES)
 
 
 def _header(n: int) -> bytes:
     # numpy leaves room for the first dimension to grow: as long for any n
     buffer = io.BytesIO()
-    description = {"descr": "|u1", "fortran_order": False, "shape": (n, *PATCH_SHAPE)}
+    description = {"descr": "|u1", "fortran_order": False, "shape": (n, *SHAPE)}
     np.lib.format.write_array_header_1_0(buffer, description)
     return buffer.getvalue()
 
@@ -302,20 +283,10 @@ def _write_rows(path: Path, first_row: int, pixels: NDArray[np.uint8]) -> None:
     data = pixels.data.cast("B")
     try:
         with path.open("r+b", buffering=0) as file:
-            file.seek(len(_header(0)) + first_row * PATCH_BYTES)
-            while data:
+            file.seek(len(_header(0)) + first_row * N_BYTES)
+            while data:  # an unbuffered write may take less than it is given
                 data = data[file.write(data) :]
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise PackingError(f"disk full: writing {path}; free some space") from error
         raise
-
-
-def _check_space(folder: Path, n_patches: int) -> None:
-    free = shutil.disk_usage(folder).free
-    needed = n_patches * PATCH_BYTES
-    if needed > free:
-        raise PackingError(
-            f"disk full: {needed / 1e9:,.1f} GB needed in {folder.parent}, "
-            f"{free / 1e9:,.1f} GB free; free some space"
-        )

@@ -3,28 +3,153 @@
 PCam's train and valid patches are the labelled ones, its test patches the unlabelled ones: whoever
 wants a figure comparable with published ones scores the submission against PCam's test labels.
 Tables are made up in memory, so that every check of Kaggle's layout applies here too.
+
+The HDF5 library has open heap overflows, so only files whose digest is known are opened.
 """
+
+from __future__ import annotations
 
 import bisect
 import csv
+import gzip
 import hashlib
 import itertools
+import re
+import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from src.data.archives import IMAGE_SUFFIX, Archive, ArchiveError, Member, Read
-from src.data.labels import LABELS_FILE, SLIDES_FILE, SUBMISSION_FILE
-from src.data.pcam_files import SplitFiles, Unpacking, check_pins, find_splits
-from src.data.tiff import PATCH_BYTES, PATCH_SHAPE
+from src import paths
+from src.data.archives import (
+    IMAGE_SUFFIX,
+    LABELS_FILE,
+    SLIDES_FILE,
+    SUBMISSION_FILE,
+    Archive,
+    ArchiveError,
+    Member,
+    Read,
+)
+from src.patch import N_BYTES, SHAPE
+from src.system.durable import sha256_file
+from src.system.log import get_logger
 
-_FOLDER_OF_SPLIT = {"train": "train", "valid": "train", "test": "test"}
+_SUBSETS = {"train": "train", "valid": "train", "test": "test"}  # PCam's split → Kaggle's folder
+_NAME = re.compile(rf"camelyonpatch_level_2_split_({'|'.join(_SUBSETS)})_(x|y)\.h5(\.gz)?")
 _BLOCK_PATCHES = 256
+_MAX_UNPACKED_BYTES = 10_000_000_000  # train_x has 7.25 GB
+_CHUNK_BYTES = 1 << 20
+_LOG = get_logger("ingest")
+
+
+class Published(NamedTuple):
+    """MD5 of the .gz files of images and labels that belong together."""
+
+    x: str
+    y: str
+
+
+# The dataset's README and torchvision (torchvision/datasets/pcam.py). Mirrors have valid and test
+# exchanged, so what counts is which labels belong to which images, not which is called what.
+_PUBLISHED = {
+    Published("1571f514728f59376b705fc836ff4b63", "35c2d7259d906cfc8143347bb8e05be7"),
+    Published("d8c2d60d490dbd479f8199bdfa0cf6ec", "60a7035772fbdb7f34eb86d4420cf66a"),
+    Published("d5b63470df7cfa627aeec8b9dc0c066e", "2b85f58b927af9964a4c15b8f7e8f179"),
+}
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """Images and labels of one of PCam's splits, and its table of slides if it is there."""
+
+    x: Path
+    y: Path
+    meta: Path | None
+
+
+class PcamArchive(Archive):
+    """A folder of PatchCamelyon's ``.h5`` or ``.h5.gz`` files; ``train`` at least.
+
+    Parameters
+    ----------
+    pins
+        File name → SHA-256 of files that aren't the published ones.
+    """
+
+    kind = "pcam"
+
+    def __init__(self, path: Path, pins: Mapping[str, str]) -> None:
+        super().__init__(path)
+        splits = _find_splits(path)
+        for files in splits.values():
+            _check_pins(files, pins)
+        used = [file for f in splits.values() for file in (f.x, f.y)]
+        self.n_bytes = sum(file.stat().st_size for file in used)
+        self._unpacked = _Unpacked()
+        try:
+            self._open(splits)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, splits: Mapping[str, SplitFiles]) -> None:
+        images = [self._unpacked.plain(files.x) for files in splits.values()]
+        counts = [_count_patches(file) for file in images]
+        self.reader = PcamReader(tuple(images), tuple(itertools.accumulate(counts)))
+        self._labels = {
+            split: _read_labels(self._unpacked.plain(files.y), n)
+            for (split, files), n in zip(splits.items(), counts, strict=True)
+        }
+        self._ids = {split: patch_ids(split, len(y)) for split, y in self._labels.items()}
+        keys = ((_SUBSETS[split], i) for split, ids in self._ids.items() for i in ids)
+        self._positions = {key: position for position, key in enumerate(keys)}
+        self._slides: dict[str, str] = {}
+        for split, files in splits.items():
+            if files.meta and _SUBSETS[split] == "train":
+                slides = _read_slides(files.meta, self._labels[split])
+                pairs = zip(self._ids[split], slides, strict=True)
+                self._slides |= {patch_id: slide for patch_id, slide in pairs if slide}
+
+    def images(self, folder: str) -> list[str] | None:
+        if folder not in {_SUBSETS[split] for split in self._labels}:
+            return None
+        return [i for split, ids in self._ids.items() if _SUBSETS[split] == folder for i in ids]
+
+    def member(self, name: str) -> Member | None:
+        folder, _, file = name.partition("/")
+        position = self._positions.get((folder, file.removesuffix(IMAGE_SUFFIX)))
+        if position is None:
+            return None
+        return Member(name, N_BYTES, offset=position, encoding="raw")
+
+    def read(self, name: str) -> bytes | None:
+        if name == LABELS_FILE:
+            labelled = [split for split in self._ids if _SUBSETS[split] == "train"]
+            return _table(
+                "id,label",
+                (
+                    pair
+                    for s in labelled
+                    for pair in zip(self._ids[s], self._labels[s], strict=True)
+                ),
+            )
+        if name == SUBMISSION_FILE:
+            return _table("id,label", ((patch_id, 0) for patch_id in self._ids.get("test", [])))
+        if name == SLIDES_FILE and self._slides:
+            return _table("id,slide", self._slides.items())
+        return None
+
+    def close(self) -> None:
+        self._unpacked.remove()
 
 
 @dataclass(frozen=True)
@@ -43,119 +168,33 @@ class PcamReader:
     @contextmanager
     def open(self) -> Iterator[Read]:
         with ExitStack() as stack:
-            blocks = _Blocks(self, stack)
-            yield lambda member: blocks.patch(member.offset).tobytes()
+            datasets: dict[int, Any] = {}
+            # the block read last: its file, its first row, its patches
+            held: tuple[int, int, NDArray[np.uint8]] = (-1, 0, np.empty((0, *SHAPE), np.uint8))
+
+            def read(member: Member) -> bytes:
+                nonlocal held
+                file = bisect.bisect_right(self.ends, member.offset)
+                row = member.offset - (self.ends[file - 1] if file else 0)
+                if file != held[0] or not 0 <= row - held[1] < len(held[2]):
+                    try:
+                        if file not in datasets:
+                            opened = stack.enter_context(h5py.File(self.files[file], "r"))
+                            datasets[file] = opened["x"]
+                        held = (file, row, datasets[file][row : row + _BLOCK_PATCHES])
+                    except OSError as error:
+                        name = self.files[file].name
+                        raise ArchiveError(
+                            f"can't read {name} ({error}); fetch it again"
+                        ) from error
+                return bytes(held[2][row - held[1]].tobytes())
+
+            yield read
 
 
-class _Blocks:
-    """The block that was read last, and the files that have been opened."""
-
-    def __init__(self, reader: PcamReader, stack: ExitStack) -> None:
-        self._reader, self._stack = reader, stack
-        self._datasets: dict[int, Any] = {}
-        self._file, self._start = -1, 0
-        self._block = np.empty((0, *PATCH_SHAPE), np.uint8)
-
-    def patch(self, position: int) -> NDArray[np.uint8]:
-        file = bisect.bisect_right(self._reader.ends, position)
-        row = position - (self._reader.ends[file - 1] if file else 0)
-        if file != self._file or not 0 <= row - self._start < len(self._block):
-            self._file, self._start = file, row
-            try:
-                self._block = self._dataset(file)[row : row + _BLOCK_PATCHES]
-            except OSError as error:
-                name = self._reader.files[file].name
-                raise ArchiveError(f"can't read {name} ({error}); fetch it again") from error
-        return np.asarray(self._block[row - self._start])
-
-    def _dataset(self, file: int) -> Any:
-        import h5py
-
-        if file not in self._datasets:
-            opened = self._stack.enter_context(h5py.File(self._reader.files[file], "r"))
-            self._datasets[file] = opened["x"]
-        return self._datasets[file]
-
-
-class PcamArchive(Archive):
-    """A folder of PatchCamelyon's ``.h5`` or ``.h5.gz`` files; ``train`` at least.
-
-    Parameters
-    ----------
-    pins
-        File name → SHA-256 of files that aren't the published ones.
-    """
-
-    kind = "pcam"
-
-    def __init__(self, path: Path, pins: Mapping[str, str]) -> None:
-        super().__init__(path)
-        splits = find_splits(path)
-        for files in splits.values():
-            check_pins(files, pins)
-        used = [file for f in splits.values() for file in (f.x, f.y)]
-        self.n_bytes = sum(file.stat().st_size for file in used)
-        self._unpacking = Unpacking(path)
-        try:
-            self._open(splits)
-        except BaseException:
-            self.close()
-            raise
-
-    def images(self, folder: str) -> list[str] | None:
-        if folder not in {_FOLDER_OF_SPLIT[split] for split in self._labels}:
-            return None
-        return [i for s, ids in self._ids.items() if _FOLDER_OF_SPLIT[s] == folder for i in ids]
-
-    def member(self, name: str) -> Member | None:
-        folder, _, file = name.partition("/")
-        position = self._positions.get((folder, file.removesuffix(IMAGE_SUFFIX)))
-        if position is None:
-            return None
-        return Member(name, PATCH_BYTES, offset=position, encoding="raw")
-
-    def read(self, name: str) -> bytes | None:
-        if name == LABELS_FILE:
-            rows = (
-                f"{patch_id},{label}"
-                for split, ids in self._ids.items()
-                if _FOLDER_OF_SPLIT[split] == "train"
-                for patch_id, label in zip(ids, self._labels[split].tolist(), strict=True)
-            )
-            return _table("id,label", rows)
-        if name == SUBMISSION_FILE:
-            return _table("id,label", (f"{patch_id},0" for patch_id in self._ids.get("test", [])))
-        if name == SLIDES_FILE and self._slides:
-            return _table("id,slide", (f"{i},{slide}" for i, slide in self._slides.items()))
-        return None
-
-    def close(self) -> None:
-        self._unpacking.end()
-
-    def _open(self, splits: Mapping[str, SplitFiles]) -> None:
-        images = [self._unpacking.plain(files.x) for files in splits.values()]
-        counts = [_count_patches(file) for file in images]
-        self.reader = PcamReader(tuple(images), tuple(itertools.accumulate(counts)))
-        self._labels = {
-            split: _read_labels(self._unpacking.plain(files.y), n)
-            for (split, files), n in zip(splits.items(), counts, strict=True)
-        }
-        self._ids = {split: patch_ids(split, len(y)) for split, y in self._labels.items()}
-        keys = (
-            (_FOLDER_OF_SPLIT[split], patch_id)
-            for split, ids in self._ids.items()
-            for patch_id in ids
-        )
-        self._positions = {key: position for position, key in enumerate(keys)}
-        self._slides = {
-            patch_id: slide
-            for split, files in splits.items()
-            if files.meta and _FOLDER_OF_SPLIT[split] == "train"
-            for patch_id, slide in zip(
-                self._ids[split], read_slides(files.meta, self._labels[split]), strict=True
-            )
-            if slide
-        }
+def holds_pcam_files(folder: Path) -> bool:
+    """Whether any file of ``folder`` has the name of one of PatchCamelyon's."""
+    return any(_NAME.fullmatch(file.name) for file in folder.iterdir())
 
 
 def patch_ids(split: str, n: int) -> list[str]:
@@ -164,15 +203,170 @@ def patch_ids(split: str, n: int) -> list[str]:
     return [f"{prefix}{row:032x}" for row in range(n)]
 
 
-def read_slides(meta: Path, labels: NDArray[np.uint8]) -> list[str]:
-    """The slide (column ``wsi``) of each of n patches, from a split's meta csv; '' where blank.
+def _find_splits(folder: Path) -> dict[str, SplitFiles]:
+    """PCam's splits in ``folder``, by name."""
+    found: dict[tuple[str, str], Path] = {}
+    for file in sorted(folder.iterdir()):
+        name = _NAME.fullmatch(file.name)
+        if name is None:
+            continue
+        if file.is_symlink() or not file.is_file():
+            raise ArchiveError(f"not a regular file: {file}; put the file itself there")
+        key = (name[1], name[2])
+        if key in found:
+            raise ArchiveError(f"{found[key].name} and {file.name} in {folder}; remove one")
+        found[key] = file
+    splits = {}
+    for split in _SUBSETS:
+        if split != "train" and not {(split, "x"), (split, "y")} & found.keys():
+            continue
+        for part in ("x", "y"):
+            if (split, part) not in found:
+                raise ArchiveError(
+                    f"camelyonpatch_level_2_split_{split}_{part}.h5 missing in {folder}; "
+                    "fetch it, with or without .gz"
+                )
+        meta = folder / f"camelyonpatch_level_2_split_{split}_meta.csv"
+        splits[split] = SplitFiles(
+            found[split, "x"], found[split, "y"], meta if meta.is_file() else None
+        )
+    return splits
 
-    Raises
-    ------
-    ArchiveError
-        There is no such column, not n rows, a row with fields too few or too many, or its labels
-        are those of another split's patches.
+
+def _check_pins(files: SplitFiles, pins: Mapping[str, str]) -> None:
+    """Refuse files that are neither published nor pinned, and labels of other images."""
+    pinned = [_is_pinned(file, pins) for file in (files.x, files.y)]
+    if all(pinned):
+        return
+    x, y = (_md5_of_gz(file) for file in (files.x, files.y))
+    if Published(x, y) in _PUBLISHED:
+        return
+    published_x = {p.x for p in _PUBLISHED}
+    if x in published_x and y in {p.y for p in _PUBLISHED}:
+        raise ArchiveError(
+            f"{files.y.name} doesn't hold the labels of {files.x.name}: mirrors have PCam's valid "
+            "and test exchanged; fetch both files from one place"
+        )
+    file = files.x if x not in published_x and not pinned[0] else files.y
+    raise ArchiveError(
+        f"{file.name} is not one of PatchCamelyon's published .h5.gz files, and HDF5 files from "
+        "elsewhere are not safe to open; if you trust it, set ingest.h5_sha256: "
+        f"{{{file.name}: {sha256_file(file)}}}"
+    )
+
+
+def _is_pinned(file: Path, pins: Mapping[str, str]) -> bool:
+    if file.name not in pins:
+        return False
+    found = sha256_file(file)
+    if found != pins[file.name]:
+        raise ArchiveError(
+            f"sha256 mismatch: {file} has {found}, ingest.h5_sha256 says {pins[file.name]}; "
+            "fetch it again or correct the pin"
+        )
+    return True
+
+
+def _md5_of_gz(file: Path) -> str:
+    """MD5 as PatchCamelyon publishes it; '' of unpacked files, whose digests nobody published."""
+    if file.suffix != ".gz":
+        return ""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+class _Unpacked:
+    """Files without their .gz, in ``.cache/pcam`` until :meth:`remove`.
+
+    One process at a time unpacks; what a killed one left is cleared by the next.
     """
+
+    def __init__(self) -> None:
+        self._folder = paths.CACHE / "pcam"
+        self._lock = FileLock(paths.CACHE / "locks" / "pcam.lock")
+
+    def plain(self, file: Path) -> Path:
+        """``file`` itself, or its content without .gz.
+
+        Raises
+        ------
+        ArchiveError
+            The .gz is damaged, or unpacks to more than PatchCamelyon's largest file, or to more
+            than fits.
+        """
+        if file.suffix != ".gz":
+            return file
+        if not self._lock.is_locked:
+            Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                _LOG.info("waiting for another ingest, which unpacks PatchCamelyon's files")
+                self._lock.acquire()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir()
+        _LOG.info(f"unpacking {file.name} into {self._folder.parent.name}")
+        target = self._folder / file.stem
+        n_bytes = 0
+        try:
+            with gzip.open(file, "rb") as packed, target.open("wb") as plain:
+                while chunk := packed.read(_CHUNK_BYTES):
+                    n_bytes += len(chunk)
+                    if n_bytes > _MAX_UNPACKED_BYTES:
+                        raise ArchiveError(
+                            f"archive too large: {file} unpacks to over 10 GB; fetch it again"
+                        )
+                    if len(chunk) > shutil.disk_usage(self._folder).free:
+                        raise ArchiveError(f"disk full: unpacking {file.name}; free some space")
+                    plain.write(chunk)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ArchiveError(
+                f"truncated or corrupt gzip: {file} ({error}); fetch it again"
+            ) from error
+        return target
+
+    def remove(self) -> None:
+        if self._lock.is_locked:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._lock.release()
+
+
+def _count_patches(file: Path) -> int:
+    with _dataset(file, "x") as images:
+        if images.shape[1:] != SHAPE or images.dtype != np.uint8:
+            raise ArchiveError(
+                f"{file.name}: x is {images.dtype} {images.shape}, expected uint8 "
+                "(n, 96, 96, 3); fetch it again"
+            )
+        return int(images.shape[0])
+
+
+def _read_labels(file: Path, n: int) -> NDArray[np.uint8]:
+    with _dataset(file, "y") as dataset:
+        if int(np.prod(dataset.shape)) != n:
+            raise ArchiveError(
+                f"{file.name} has {dataset.shape} labels for {n:,} patches; fetch images and "
+                "labels again, from one place"
+            )
+        labels = dataset[()].reshape(-1)
+    if not np.isin(labels, (0, 1)).all():
+        raise ArchiveError(
+            f"label must be 0 or 1: {file.name} holds {labels.max()}; fetch it again"
+        )
+    return np.asarray(labels, dtype=np.uint8)
+
+
+@contextmanager
+def _dataset(file: Path, name: str) -> Iterator[Any]:
+    try:
+        with h5py.File(file, "r") as opened:
+            yield opened[name]
+    except (OSError, KeyError, AttributeError) as error:
+        raise ArchiveError(f"{file.name}: no dataset {name!r} ({error}); fetch it again") from error
+
+
+def _read_slides(meta: Path, labels: NDArray[np.uint8]) -> list[str]:
+    """The slide (column ``wsi``) of each of n patches, from a split's meta csv; '' where blank."""
     try:
         with meta.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -201,42 +395,5 @@ def read_slides(meta: Path, labels: NDArray[np.uint8]) -> list[str]:
     return [row["wsi"].strip() for row in rows]
 
 
-def _count_patches(file: Path) -> int:
-    images = _dataset_of(file, "x")
-    if images["shape"][1:] != PATCH_SHAPE or images["dtype"] != np.uint8:
-        raise ArchiveError(
-            f"{file.name}: x is {images['dtype']} {images['shape']}, expected uint8 "
-            "(n, 96, 96, 3); fetch it again"
-        )
-    return int(images["shape"][0])
-
-
-def _read_labels(file: Path, n: int) -> NDArray[np.uint8]:
-    found = _dataset_of(file, "y")
-    if int(np.prod(found["shape"])) != n:
-        raise ArchiveError(
-            f"{file.name} has {found['shape']} labels for {n:,} patches; fetch images and labels "
-            "again, from one place"
-        )
-    labels = _dataset_of(file, "y", values=True)["values"].reshape(-1)
-    if not np.isin(labels, (0, 1)).all():
-        raise ArchiveError(
-            f"label must be 0 or 1: {file.name} holds {labels.max()}; fetch it again"
-        )
-    return np.asarray(labels, dtype=np.uint8)
-
-
-def _dataset_of(file: Path, name: str, *, values: bool = False) -> dict[str, Any]:
-    import h5py
-
-    try:
-        with h5py.File(file, "r") as opened:
-            dataset = opened[name]
-            found = {"shape": tuple(dataset.shape), "dtype": dataset.dtype}
-            return found | ({"values": dataset[()]} if values else {})
-    except (OSError, KeyError, AttributeError) as error:
-        raise ArchiveError(f"{file.name}: no dataset {name!r} ({error}); fetch it again") from error
-
-
-def _table(header: str, rows: Iterable[str]) -> bytes:
-    return "".join(f"{row}\n" for row in itertools.chain((header,), rows)).encode()
+def _table(header: str, rows: Iterable[tuple[object, object]]) -> bytes:
+    return "".join(f"{a},{b}\n" for a, b in (header.split(","), *rows)).encode()

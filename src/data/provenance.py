@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from src import paths
-from src.data.ingest_report import content_digest
+from src.data.patches import content_digest
 from src.system.durable import MANIFEST, read_json, sha256_file
 from src.system.errors import ProjectError
 from src.system.links import (

@@ -1,1 +1,3 @@
 """The generated archive: H&E-like patches whose colours say nothing about the label."""
+
+from __future__ import annotations

@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.drawing.plan import BESIDE, TUMOUR, SubsetPlan
+from src.patch import CENTRE_PX, SIZE_PX
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.complex128]
 
-SIZE = 96
-_CORNER = (SIZE - 1) / 2 * (1 + 1j)  # from the first pixel to the middle of the patch
-_CENTRE_REACH = 16  # from the middle of the patch to the sides of the square that decides the label
+_CORNER = (SIZE_PX - 1) / 2 * (1 + 1j)  # from the first pixel to the middle of the patch
+_CENTRE_REACH = (
+    CENTRE_PX / 2
+)  # from the middle of the patch to the sides of the square that decides the label
 _FARTHEST = 105  # lattices reach as far from their middle: wherever it is, to the last nucleus seen
 
 
@@ -111,7 +113,7 @@ def _draw(
 ) -> Floats:
     """Depth (n, 96, 96) in the nuclei at ``lattice`` (n, k) that are present; where several meet,
     the largest."""
-    patch, index = np.nonzero(is_present & (_reach(lattice) < SIZE / 2 + kind.window))
+    patch, index = np.nonzero(is_present & (_reach(lattice) < SIZE_PX / 2 + kind.window))
     place, m = lattice[patch, index], len(patch)
     radius = kind.radius * scale[patch] * np.exp(rng.normal(0, kind.size_spread, m))
     # of random size and direction, complex like the places
@@ -130,7 +132,7 @@ def _draw(
 
     # a canvas with room for every window, flattened: maximum.at takes one index per pixel
     pad = 2 * kind.window + 1
-    side = SIZE + 2 * pad
+    side = SIZE_PX + 2 * pad
     canvas = np.full(len(lattice) * side * side, -1, np.float32)
     first = (patch * side + pixel.imag + pad) * side + pixel.real + pad
     window = offset[:, None] * side + offset

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from src.drawing.nuclei import SIZE, Floats, nuclear_depths
+from src.drawing.nuclei import Floats, nuclear_depths
 from src.drawing.plan import BLACK, COLOURS, SHAPES, SLIDES, WHITE, SubsetPlan
+from src.patch import SIZE_PX
 
 # unit absorption over R, G, B of two scanners (Ruifrok & Johnston 2001, Anal. Quant. Cytol.
 # Histol. 23:291): one shows nuclei violet, the other nearly black
@@ -45,7 +46,7 @@ def draw_chunk(chunk: SubsetPlan) -> Patches:
     order = np.argsort(shade.reshape(n, -1), axis=1, kind="stable")
     pixels = np.empty_like(palette)
     np.put_along_axis(pixels, order[..., None], palette, axis=1)
-    pixels = pixels.reshape(n, SIZE, SIZE, 3)
+    pixels = pixels.reshape(n, SIZE_PX, SIZE_PX, 3)
     pixels[chunk.kind == WHITE] = 255
     pixels[chunk.kind == BLACK] = 0
     return Patches(pixels, tumour)
@@ -86,7 +87,7 @@ def _palette(
     """
     n = len(coverage)
     gaps = rng.uniform(0.01, 0.15, n)
-    rank = np.linspace(0, 1, SIZE * SIZE)
+    rank = np.linspace(0, 1, SIZE_PX * SIZE_PX)
     haematoxylin, eosin = np.empty((2, n, len(rank), 1), np.float32)
     for patch in range(n):
         gap, edge = gaps[patch], 1 - coverage[patch]
@@ -111,7 +112,7 @@ def _shade(
     depth = np.maximum(small, large)
     # move all outlines inwards or outwards until they enclose the share `coverage` of the patch
     by_depth = np.sort(depth.reshape(n, -1), axis=1)
-    first = np.rint((1 - coverage) * (SIZE * SIZE - 1)).astype(np.intp)
+    first = np.rint((1 - coverage) * (SIZE_PX * SIZE_PX - 1)).astype(np.intp)
     depth = depth - by_depth[np.arange(n), first, None, None]
     is_nucleus, is_large = depth >= 0, large > small
     clumps, drift = _noise(rng, n, sigma=1.2), _noise(rng, n, sigma=3.5)
@@ -122,7 +123,7 @@ def _shade(
     chromatin += 3 * np.minimum(depth / 0.25, 1)  # pale at the very edge: nuclei aren't cut out
 
     # wavy fibres with pale slits between them, giving way to smooth cytoplasm around tumour nuclei
-    x = np.arange(SIZE, dtype=np.float32)
+    x = np.arange(SIZE_PX, dtype=np.float32)
     angle = rng.uniform(0, np.pi, (n, 1, 1)).astype(np.float32)
     period = rng.uniform(7, 14, (n, 1, 1)).astype(np.float32)
     across = x * np.cos(angle) + x[:, None] * np.sin(angle)
@@ -137,6 +138,6 @@ def _shade(
 
 def _noise(rng: np.random.Generator, n: int, *, sigma: float) -> Floats:
     """(n, 96, 96) of mean 0 and standard deviation 1, smooth over ``sigma`` px."""
-    noise = rng.standard_normal((n, SIZE, SIZE), dtype=np.float32)
+    noise = rng.standard_normal((n, SIZE_PX, SIZE_PX), dtype=np.float32)
     noise = gaussian_filter(noise, sigma, axes=(1, 2), mode="wrap", truncate=3)
     return np.asarray(noise / noise.std(axis=(1, 2), keepdims=True))

@@ -16,7 +16,7 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches
 from src.system.durable import replacing_folder, write_json
 
 SETS = {

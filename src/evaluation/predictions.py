@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from src.data.labelled import LabelledPatches
-from src.data.stain_names import stain_names
+from src.data.dataset import LabelledPatches
+from src.data.groups import stain_names
 from src.evaluation.baseline import baseline_probability, fit_baselines, stronger
 from src.evaluation.calibration import fit_calibration, probability
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from src.ingest import ingest_archive
+from src.data.patches import ingest_archive
 from src.params import IngestParams
 
 Files = dict[str, bytes]
@@ -121,11 +121,10 @@ def ingest(
     *,
     max_bad: int = 0,
     workers: int = 1,
-    extra: Iterable[Path] = (),
     slides: Path | None = None,
     **params: object,
 ) -> dict[str, Any]:
     """``ingest_archive`` of files anywhere, where params.yaml allows what DVC watches."""
     section = IngestParams(archive=str(archive), max_bad=max_bad, **params)
-    elsewhere = {"extra": tuple(map(str, extra)), "slides": slides and str(slides)}
-    return ingest_archive(section.model_copy(update=elsewhere), folder, workers=workers, log=LOG)
+    section = section.model_copy(update={"slides": slides and str(slides)})
+    return ingest_archive(section, folder, workers=workers, log=LOG)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from src.data.optical_density import COVARIANCE_COLUMNS, MEAN_COLUMNS
+from src.data.measurements import COVARIANCE_COLUMNS, MEAN_COLUMNS
 from src.system.durable import write_manifest
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from src.data import packing
-from src.data.measuring import channel_moments
+from src.data.measurements import channel_moments
 from src.data.packing import PackedSubset, PackingError, pack_archive
 from src.data.sources import open_archive
 from tests.data.archives import Files, patch_id, pixels_of, tiny_files, write_zip
@@ -20,7 +20,7 @@ N_TRAIN, N_TEST = 23, 5
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "CHUNK_PATCHES", 4)
-    monkeypatch.setattr(packing, "_MIN_PATCHES_A_PROCESS", 1)
+    monkeypatch.setattr(packing, "_MIN_PATCHES_PER_PROCESS", 1)
 
 
 def pack(
@@ -68,8 +68,8 @@ def test_neither_processes_nor_order_show(tmp_path: Path) -> None:
         assert one[subset].path.read_bytes() == three[subset].path.read_bytes()
         assert one[subset].digests == three[subset].digests
         assert one[subset].bad == three[subset].bad
-        assert one[subset].sums.tolist() == three[subset].sums.tolist()
-        assert one[subset].squares.tolist() == three[subset].squares.tolist()
+        assert one[subset].measured.sums.tolist() == three[subset].measured.sums.tolist()
+        assert one[subset].measured.squares.tolist() == three[subset].measured.squares.tolist()
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -104,7 +104,7 @@ def test_sums_match_numpy(tmp_path: Path) -> None:
     files = tiny_files(3, 1)
     packed = pack(tmp_path / "out", files)["train"]
     pixels = np.load(packed.path).astype(np.float64)
-    mean, std = channel_moments(packed.sums, packed.squares, n_patches=3)
+    mean, std = channel_moments(packed.measured.sums, packed.measured.squares, n_patches=3)
     np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(std, pixels.std(axis=(0, 1, 2)), rtol=1e-12)
 
@@ -137,6 +137,6 @@ def test_killed_process_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         def shutdown(self, **_: object) -> None: ...
 
     monkeypatch.setattr(packing, "ProcessPoolExecutor", Broken)
-    monkeypatch.setattr(packing, "_MIN_PATCHES_A_PROCESS", 1)
+    monkeypatch.setattr(packing, "_MIN_PATCHES_PER_PROCESS", 1)
     with pytest.raises(PackingError, match="a decoding process was killed"):
         pack(tmp_path / "out", tiny_files(), workers=2)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from src import paths
-from src.data import pcam_files
+from src.data import pcam
 from src.data.archives import ArchiveError
-from src.data.pcam import PcamArchive, patch_ids
+from src.data.pcam import PcamArchive
 from tests.data.pcam import h5_name, pins, write_pcam
 
 
@@ -22,13 +22,6 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_pcam(tmp_path / "pcam", meta=True)
-
-
-def test_ids_sort_as_the_rows_and_differ_between_splits() -> None:
-    ids = patch_ids("train", 300)
-    assert ids == sorted(ids)
-    assert not set(ids) & set(patch_ids("valid", 300))
-    assert ids[:2] == patch_ids("train", 2), "the same whatever the number of rows"
 
 
 def test_reading_across_blocks_files_and_backwards(
@@ -57,24 +50,18 @@ def test_unpinned_file_is_not_opened_and_the_line_that_pins_it_is_named(
 
 def test_published_files_need_no_pin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_pcam(tmp_path / "pcam", gz=True, splits={"train": 4, "valid": 6})
-    md5 = {f.name: pcam_files._md5_of_gz(f) for f in folder.iterdir()}
+    md5 = {f.name: pcam._md5_of_gz(f) for f in folder.iterdir()}
     of = {s: [md5[f"{h5_name(s, p)}.gz"] for p in "xy"] for s in ("train", "valid")}
-    published = {pcam_files.Published(*pair) for pair in of.values()}
-    monkeypatch.setattr(pcam_files, "_PUBLISHED", published)
+    published = {pcam.Published(*pair) for pair in of.values()}
+    monkeypatch.setattr(pcam, "_PUBLISHED", published)
     PcamArchive(folder, {}).close()
     crossed = {
-        pcam_files.Published(of["train"][0], of["valid"][1]),
-        pcam_files.Published(of["valid"][0], of["train"][1]),
+        pcam.Published(of["train"][0], of["valid"][1]),
+        pcam.Published(of["valid"][0], of["train"][1]),
     }
-    monkeypatch.setattr(pcam_files, "_PUBLISHED", crossed)
+    monkeypatch.setattr(pcam, "_PUBLISHED", crossed)
     with pytest.raises(ArchiveError, match=r"train_y\.h5\.gz doesn't hold the labels of"):
         PcamArchive(folder, {})
-
-
-def test_wrong_pin(folder: Path) -> None:
-    wrong = pins(folder) | {h5_name("valid", "y"): "0" * 64}
-    with pytest.raises(ArchiveError, match="sha256 mismatch"):
-        PcamArchive(folder, wrong)
 
 
 def test_slides_come_from_the_meta_tables(folder: Path) -> None:
@@ -135,15 +122,15 @@ def test_torn_gz_leaves_nothing_unpacked(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_unpacked_is_cleared_by_the_next(tmp_path: Path) -> None:
     """Catches 8 GB of another archive staying in .cache for ever."""
-    left = tmp_path / "cache" / "pcam-0123456789abcdef"
+    left = tmp_path / "cache" / "pcam"
     left.mkdir(parents=True)
-    (left / "camelyonpatch_level_2_split_train_x.h5").write_bytes(b"x")
+    (left / "other.h5").write_bytes(b"x")
     folder = write_pcam(tmp_path / "pcam", gz=True)
     archive = PcamArchive(folder, pins(folder))
-    assert not left.exists()
-    assert len(list((tmp_path / "cache").glob("pcam-*"))) == 1
+    assert left.is_dir()
+    assert not (left / "other.h5").exists()
     archive.close()
-    assert not list((tmp_path / "cache").glob("pcam-*"))
+    assert not left.exists()
 
 
 def test_unpacking_is_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -155,7 +142,7 @@ def test_unpacking_is_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_gz_that_unpacks_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pcam_files, "_MAX_UNPACKED_BYTES", 1_000_000)
+    monkeypatch.setattr(pcam, "_MAX_UNPACKED_BYTES", 1_000_000)
     folder = write_pcam(tmp_path / "pcam", gz=True)
     bomb = folder / f"{h5_name('train', 'x')}.gz"
     bomb.write_bytes(gzip.compress(bytes(3_000_000)))
@@ -171,11 +158,4 @@ def test_incomplete_folders(folder: Path) -> None:
         (folder / h5_name(split, "x")).unlink()
         (folder / h5_name(split, "y")).unlink(missing_ok=True)
     with pytest.raises(ArchiveError, match=r"train_x\.h5 missing"):
-        PcamArchive(folder, pins(folder))
-
-
-def test_packed_and_unpacked_side_by_side(folder: Path) -> None:
-    plain = folder / h5_name("train", "x")
-    plain.with_name(f"{plain.name}.gz").write_bytes(gzip.compress(plain.read_bytes()))
-    with pytest.raises(ArchiveError, match="remove one"):
         PcamArchive(folder, pins(folder))

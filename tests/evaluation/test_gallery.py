@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.data.labelled import LabelledPatches
+from src.data.dataset import LabelledPatches
 from src.evaluation.gallery import choose_patches, explained_picture, write_gallery
 from src.system.durable import read_json, verify_folder
 from tests.evaluation.report_sources import THRESHOLD, predictions

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from src.data import packing
-from src.data.labels import parse_labels, parse_slides, parse_submission_ids
-from src.data.tiff import decode_patch
+from src.data.images import decode_tiff
+from src.data.inventory import parse_labels, parse_slides, parse_submission_ids
 from src.system.durable import verify_folder
 from src.system.errors import ProjectError
 from tests.data.archives import ingest, patch_id, pixels_of, saved, tiff, tiny_files, write_zip
@@ -123,9 +123,9 @@ def limited_time() -> Iterator[None]:
 
 
 def decode_within_bounds(data: bytes) -> NDArray[np.uint8]:
-    """``decode_patch``, which calls a file corrupt whose tags ask for more memory than there is."""
+    """``decode_tiff``, which calls a file corrupt whose tags ask for more memory than there is."""
     try:
-        return decode_patch(data)
+        return decode_tiff(data)
     except ProjectError as error:
         if isinstance(error.__cause__, MemoryError):
             raise TooMuch(f"over {MAX_EXTRA_BYTES >> 20} MB") from error

@@ -21,7 +21,7 @@ from PIL import Image, TiffImagePlugin
 import src.ingest
 from src import paths
 from src.data import packing
-from src.data.packed import open_pixels, read_patches
+from src.data.patches import open_pixels, read_patches
 from src.params import Params, load_params
 from src.system.cli import run
 from src.system.durable import read_json

@@ -44,7 +44,7 @@ def test_the_fuzzer_itself_notices_hangs_memory_and_defects(
         raise BadPatchError("corrupt") from MemoryError()
 
     monkeypatch.setattr(fuzz, "MAX_CASE_S", 0.05)
-    monkeypatch.setattr(fuzz, "decode_patch", corrupt)
+    monkeypatch.setattr(fuzz, "decode_tiff", corrupt)
     for attempt, said in (
         (swallow, "0.05 s of processor time"),
         (gobble, "over 600 MB"),
