@@ -30,7 +30,7 @@ from src import evaluate, paths, prediction, serve, serving
 from src.evaluation.baseline import N_FEATURES
 from src.evaluation.calibration import probability
 from src.model.final import write_final
-from src.model.tta import logits_by_view
+from src.model.inference import logits_by_view
 from src.params import load_params
 from src.scoring import Scorer
 from src.system.durable import MANIFEST, write_manifest
