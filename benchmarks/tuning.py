@@ -151,8 +151,7 @@ def _fit_usual(params: Params, data: Data) -> float:
     """Best val AUROC."""
     import keras
 
-    from src.model.classifier import FEATURE_SCALE, POOLED, build_classifier
-    from src.model.classifier import unfreeze
+    from src.model.classifier import FEATURE_SCALE, POOLED, build_classifier, unfreeze
     from src.tuning.phase import start_phase
 
     start_phase(params.train.seed)
