@@ -11,7 +11,7 @@ Commands outside the pipeline: ``tune`` (searches unfreeze depth and learning ra
 
 Shared by everything: ``params`` (``params.yaml``, typed), ``paths`` (every path, once), ``patch``
 (every fact about a patch, once).
-Shared by several stages: ``deciding explanation prediction scoring serving``.
+Shared by several stages: ``deciding prediction scoring serving``.
 
 ``data``        what a patch is: archives, TIFF decoding, checks, groups, splits, packed pixels
 ``exploration`` what the data looks like: statistics and pictures
@@ -42,8 +42,8 @@ Import rule
 -----------
 Stages and commands may import every room; nothing imports a stage or a command. ``data``,
 ``drawing``, ``exploration``, ``evaluation`` and ``tracking`` may import ``system``; ``drawing``,
-``exploration`` and ``model`` may import ``data`` too; ``tuning`` may import every room, and no room
-imports it. Everything may import ``src.params``, ``src.paths`` and ``src.patch``.
+``exploration``, ``evaluation`` and ``model`` may import ``data`` too; ``tuning`` may import every
+room, and no room imports it. Everything may import ``src.params``, ``src.paths`` and ``src.patch``.
 ``python -m src.<anything> --help`` loads neither TensorFlow nor MLflow. ``tests/test_rooms.py``
 checks all of this, and that this map names what is there.
 

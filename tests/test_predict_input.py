@@ -209,19 +209,17 @@ def test_contract_travels_with_the_version(version):
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("tta", [False, True])
-def test_what_evaluate_writes_is_what_predict_accepts(tta, tmp_path, monkeypatch):
+def test_what_evaluate_writes_is_what_predict_accepts(tta, tmp_path):
     """Catches models/final without its contract, and a contract that its own model breaks."""
-    from src import evaluate, paths
     from src.evaluation.operating_point import OperatingPoint
     from src.model.classifier import build_classifier
+    from src.model.final import write_final
     from src.model.inference import load_classifier
 
     params = load_params().model.model_copy(update={"backbone": "resnet_tiny", "input_size": 32})
-    monkeypatch.setattr(paths, "FINAL_MODEL", tmp_path / "final")
     seen = {"ids": ["a" * 40], "sha256": ["b" * 64], "slides": []}
-    monkeypatch.setattr(evaluate, "seen_in_training", lambda: seen)
     point = OperatingPoint({"min_sensitivity": 0.95}, threshold=0.5, scale=1.0, shift=0.0, tta=tta)
-    evaluate.write_final(build_classifier(params), point)
+    write_final(tmp_path / "final", build_classifier(params), dataclasses.asdict(point), seen)
     recorded = json.loads((tmp_path / "final" / "contract.json").read_text())
     assert recorded == CONTRACT
     check_contract(recorded, load_classifier(tmp_path / "final"))

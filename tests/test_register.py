@@ -15,12 +15,13 @@ from src.data.dataset import OtherData, SplitKind
 from src.deciding import Champion, Comparison
 from src.evaluation import promotion
 from src.evaluation.intervals import Difference
-from src.evaluation.looks import Look
+from src.evaluation.looks import Look, holdout_sha256
 from src.params import load_params
 from src.system.durable import MANIFEST, read_json, sha256_file, write_json, write_manifest
 from src.system.errors import ProjectError
-from src.tracking import aliases, golden, registry
+from src.tracking import aliases, golden, registry, runs
 from src.tracking.logged_models import VerificationError
+from src.tracking.looks import take_look
 from tests.evaluated import holdout, labelled_patches, write_evaluation
 from tests.tracking.support import EVIDENCE, final_folder
 
@@ -400,9 +401,7 @@ def reason_of(rule):
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("beats", [True, False])
-def test_report_run_and_gate_say_the_same_of_the_baseline(
-    project, store, tmp_path, monkeypatch, beats
-):
+def test_report_run_and_gate_say_the_same_of_the_baseline(project, store, monkeypatch, beats):
     """Catches two intervals of one comparison: a report that promises what the gate then refuses.
 
     What ``evaluate`` does after scoring, then ``register``.
@@ -410,18 +409,19 @@ def test_report_run_and_gate_say_the_same_of_the_baseline(
     rows = project.rows.assign(stain=None)
     if not beats:
         rows["baseline_probability"] = rows["probability"] + np.tile([0.02, -0.02, -0.01, 0.01], 10)
+    rows["baseline_logistic"] = rows["baseline_trees"] = rows["baseline_probability"]
     rows["logit"] = np.log(rows["probability"] / (1 - rows["probability"]))
-    for name in ("REPORT", "MODEL_CARD"):
-        monkeypatch.setattr(paths, name, tmp_path / name)
-        getattr(paths, name).write_text("")
     monkeypatch.setattr(evaluate, "split_kind", lambda: SplitKind(True, "slides"))
-    evaluate.write_predictions(pd.concat([rows.assign(split="val"), rows]))
-    predictions, params = evaluate.read_predictions(), project.params.evaluate
-    look = evaluate.look_at_holdout(project.run_id, predictions, tta=False)
+    predictions = evaluate.write_predictions(pd.concat([rows.assign(split="val"), rows]))
+    params, digest = project.params.evaluate, holdout_sha256(rows)
+    key = deciding.model_key(deciding.final_weights_sha256(), tta=False)
+    look = Look(take_look(project.run_id, digest, key), digest)
     point = evaluate.operating_point_on_val(predictions, params)
     report = evaluate.report_of(predictions, point, look, params)
     write_json(paths.METRICS, report)
-    evaluate.log_to_run(project.run_id, report, {}, LOG)
+    against = report["against_baseline"]
+    tags = {"beats_baseline": str(against["beats"]).lower(), "against_baseline": against["text"]}
+    runs.add_evaluation(project.run_id, report, {}, tags)
     register.main()
     text, tags = report["against_baseline"]["text"], store.client.get_run(project.run_id).data.tags
     assert text.startswith("beats the" if beats else "does not beat the")

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "drawing": {"system", "data"},
     "exploration": {"system", "data"},
     "model": {"system", "data"},
-    "evaluation": {"system"},
+    "evaluation": {"system", "data"},
     "tracking": {"system"},
     "system": set(),
 }

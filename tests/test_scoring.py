@@ -1,7 +1,7 @@
 """Scoring patches: one graph, in full float32, whoever asks; and no number is no decision."""
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,7 +65,6 @@ def _begin_predicting_input() -> None:
 @pytest.mark.parametrize(
     "begin",
     [
-        lambda: evaluate.load_model(load_params()),
         register.main,
         _begin_promoting,
         _begin_rolling_back,
@@ -73,7 +72,7 @@ def _begin_predicting_input() -> None:
         _begin_predicting_input,
         lambda: serving._load_pyfunc("folder"),
     ],
-    ids=["evaluate", "register", "promote", "rollback", "predict", "predict --input", "serve"],
+    ids=["register", "promote", "rollback", "predict", "predict --input", "serve"],
 )
 def test_scores_are_made_without_tf32(begin, monkeypatch):
     """Catches products on 10 bits of mantissa, which differ from graph to graph."""
@@ -148,7 +147,9 @@ def classifier():
 def test_every_route_gives_the_scores_of_evaluate(tta, classifier, ten_bits, tmp_path, monkeypatch):  # noqa: ARG001
     """Catches a second graph of the same weights: BatchNorm apart here, folded there. In full
     float32 such graphs agree and hide it."""
+    from src.model.final import write_final
     from src.model.inference import load_classifier
+    from src.model.tta import logits_by_view
 
     params = load_params()
     chosen = params.evaluate.model_copy(update={"tta": tta})
@@ -156,7 +157,7 @@ def test_every_route_gives_the_scores_of_evaluate(tta, classifier, ten_bits, tmp
     params = params.model_copy(update={"evaluate": chosen, "runtime": runtime})
     n, rng, log = len(PIXELS), np.random.default_rng(0), logging.getLogger("test")
     split = labelled_patches([f"{i:02d}" for i in range(n)], range(n), PIXELS)
-    logits = evaluate._view_logits(classifier, split, params, log)
+    logits = logits_by_view(classifier, split, all_views=tta, batch_size=8, log=log)
     assert logits.shape == (8 if tta else 1, n)
     mean = logits.mean(axis=0)
     split = replace(split, labels=(mean + rng.normal(0, 1, n) > 0).astype(np.uint8))
@@ -165,15 +166,15 @@ def test_every_route_gives_the_scores_of_evaluate(tta, classifier, ten_bits, tmp
         (replace(split, split="val"), split),
         logits=[logits, logits],
         histograms=[rng.random((n, N_FEATURES), dtype=np.float32)] * 3,
+        seed=1,
     )
     holdout = predictions[predictions["split"] == "holdout"]
     expected = holdout["probability"].to_numpy()
     assert np.ptp(expected) > 0.5
     monkeypatch.setattr(paths, "FINAL_MODEL", tmp_path / "final")
-    monkeypatch.setattr(evaluate, "seen_patches", lambda: {"ids": [], "sha256": []})
     monkeypatch.setattr("src.data.dataset.load_split", lambda _: split)
     point = evaluate.operating_point_on_val(predictions, chosen)
-    evaluate.write_final(classifier, point)
+    write_final(paths.FINAL_MODEL, classifier, asdict(point), {"ids": [], "sha256": []})
     final = load_classifier(paths.FINAL_MODEL)
     version = SimpleNamespace(
         **{**vars(VERSION), "model": final}, operating_point={"threshold": point.threshold}

@@ -19,7 +19,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +29,8 @@ from PIL import Image
 from src import evaluate, paths, prediction, serve, serving
 from src.evaluation.baseline import N_FEATURES
 from src.evaluation.calibration import probability
+from src.model.final import write_final
+from src.model.tta import logits_by_view
 from src.params import load_params
 from src.scoring import Scorer
 from src.system.durable import MANIFEST, write_manifest
@@ -78,7 +80,7 @@ def evaluated(classifier):
     chosen = params.evaluate.model_copy(update={"tta": True})
     params = params.model_copy(update={"evaluate": chosen})
     split = labelled_patches(["a", "b", "c"], range(3), PIXELS)
-    logits = evaluate._view_logits(classifier, split, params, LOG)
+    logits = logits_by_view(classifier, split, all_views=True, batch_size=64, log=LOG)
     means = logits.mean(axis=0)
     split = replace(split, labels=(means > np.median(means)).astype(np.uint8))
     rng = np.random.default_rng(0)
@@ -104,8 +106,7 @@ def champion(store_root, classifier, evaluated, tmp_path_factory):
         final = tmp_path_factory.mktemp("served") / "final"
         patch.setattr(paths, "FINAL_MODEL", final)
         seen = {"ids": ["1" * 40], "sha256": ["2" * 64], "slides": []}
-        patch.setattr(evaluate, "seen_in_training", lambda: seen)
-        evaluate.write_final(classifier, evaluated[1])
+        write_final(final, classifier, asdict(evaluated[1]), seen)
         with runs.training_run(record()) as run:
             pass
         evidence = {"auroc": 0.9, "baseline_auroc": 0.8}

@@ -4,19 +4,23 @@ One draws a line, the other doesn't: where classes differ by a combination of co
 is too low a floor.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
-from src.evaluation.curves import Floats
-from src.evaluation.metrics import auroc
+from src.evaluation.metrics import Floats, auroc
 from src.system.errors import ProjectError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TITLES = {
     "baseline_logistic": "logistic regression",
@@ -62,12 +66,6 @@ def fit_baselines(
     ProjectError
         ``labels`` are all of one class.
     """
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
-
     if len(np.unique(labels)) < 2:
         raise ProjectError(
             f"the baseline needs both classes in train; got {len(labels)} patches of one: "
@@ -92,12 +90,12 @@ def baseline_probability(model: Any, histograms: NDArray[np.float32]) -> Floats:
     return probabilities
 
 
-def val_aurocs(val: "pd.DataFrame") -> dict[str, float]:
+def val_aurocs(val: pd.DataFrame) -> dict[str, float]:
     """Column of ``TITLES`` → AUROC on the val rows of ``predictions.parquet``."""
     return {name: auroc(val["label"], val[name]) for name in TITLES}
 
 
-def stronger(val: "pd.DataFrame") -> str:
+def stronger(val: pd.DataFrame) -> str:
     """The column of ``TITLES`` with the higher AUROC on val; of equals the first."""
     found = val_aurocs(val)
     return max(found, key=found.__getitem__)

@@ -1,13 +1,23 @@
 """From logit to a probability that means what it says: a scale and a shift, fitted on val."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
 
-from src.evaluation.curves import Floats
-from src.evaluation.metrics import N_BINS, UndefinedMetric, bin_of, scored
+from src.evaluation.metrics import (
+    N_BINS,
+    Floats,
+    UndefinedMetric,
+    bin_of,
+    scored,
+    shift_to_mean,
+)
 
 SCALES = (0.01, 100.0)
 """Where a scale is kept, so that no ranking changes; at an end the logits tell nothing of val."""
@@ -42,9 +52,6 @@ def fit_calibration(labels: ArrayLike, logits: ArrayLike) -> Calibration:
     UndefinedMetric
         The patches are of one class.
     """
-    from scipy.optimize import brentq
-    from sklearn.linear_model import LogisticRegression
-
     patches = scored(labels, logits)
     targets = _platt_targets(patches.labels)
     # scikit-learn takes no soft targets: each patch counts as tumour and as normal, in shares
@@ -57,15 +64,7 @@ def fit_calibration(labels: ArrayLike, logits: ArrayLike) -> Calibration:
     scale = float(np.clip(fitted.scale, *SCALES))
     if scale == fitted.scale:
         return fitted
-    # at a given scale the loss is least where the mean probability is the mean target
-    mean = float(targets.mean())
-    centred = np.log(mean / (1 - mean)) - scale * patches.scores
-    shift = brentq(
-        lambda shift: probability(patches.scores, scale=scale, shift=shift).mean() - mean,
-        centred.min() - 1,
-        centred.max() + 1,
-    )
-    return Calibration(scale, float(shift))
+    return Calibration(scale, shift_to_mean(scale * patches.scores, float(targets.mean())))
 
 
 def at_bound(scale: float) -> bool:
@@ -75,8 +74,6 @@ def at_bound(scale: float) -> bool:
 
 def probability(logits: ArrayLike, *, scale: float = 1.0, shift: float = 0.0) -> Floats:
     """sigmoid(scale * logit + shift), (n,) in [0, 1]; 1 and 0 are no calibration."""
-    from scipy.special import expit
-
     probabilities: Floats = expit(scale * np.asarray(logits, dtype=np.float64) + shift)
     return probabilities
 

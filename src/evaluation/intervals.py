@@ -7,6 +7,8 @@ freedom come from the *effective* number of groups (Kish 1965), so that one huge
 tiny ones doesn't count as eight. ``benchmarks/gate.py`` simulates how often such an interval errs.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,8 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit, stdtrit
 
-from src.evaluation.curves import Floats
-from src.evaluation.metrics import Statistic, UndefinedMetric, auroc, scored
+from src.evaluation.metrics import Floats, Statistic, UndefinedMetric, auroc, scored
 
 MIN_GROUPS = 3
 MAX_BLOCKS = 200  # more groups are left out several at a time (Kott 2001, J. Off. Stat. 17:521)

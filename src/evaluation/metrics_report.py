@@ -1,4 +1,4 @@
-"""``metrics.json`` as a pure function of ``predictions.parquet`` and of which look this is.
+"""``metrics.json`` and ``groups.csv`` as pure functions of ``predictions.parquet`` and the look.
 
 Reported figures come from holdout; those of val are for comparison only.
 """
@@ -7,29 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from logging import Logger
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from src.evaluation.baseline import TITLES, stronger, val_aurocs
-from src.evaluation.calibration import probability
+from src.evaluation.calibration import at_bound, probability
 from src.evaluation.intervals import Interval, Jackknife, paired_difference
 from src.evaluation.looks import Look
-from src.evaluation.metrics import METRICS, Metric, Scored, UndefinedMetric, auroc, scored
+from src.evaluation.metrics import (
+    METRICS,
+    OF_PROBABILITIES,
+    Metric,
+    Scored,
+    UndefinedMetric,
+    auroc,
+    scored,
+    sensitivity,
+    specificity,
+)
 from src.evaluation.operating_point import OperatingPoint
-from src.evaluation.predictions import ONE_VIEW, rows_of
+from src.evaluation.predictions import ONE_VIEW
 from src.evaluation.promotion import against_baseline
 
 Report = dict[str, Any]
 
-CALIBRATION_METRICS = (
-    "log_loss",
-    "brier_loss",
-    "ece",
-    "calibration_slope",
-    "calibration_intercept",
-)
+MIN_PATCHES = 20  # a smaller group says nothing on its own, and isn't listed
 
 
 def metrics_report(
@@ -42,45 +47,47 @@ def metrics_report(
     confidence: float,
     look: Look,
 ) -> Report:
-    """Every metric of val and holdout, with intervals on holdout, beside the colour baseline.
+    """Every metric of val and holdout, with intervals on holdout, and those of the colour baseline.
 
-    ``predictions`` is the table of ``src.evaluation.predictions``; ``baseline_threshold`` is what
-    the rule of the operating point picks on val for the baseline. ``x_low`` and ``x_high`` bound
-    ``x`` at ``confidence``; ``against_baseline`` is the gate's own comparison, at the confidence
-    that ``look`` leaves. A metric or an interval that is undefined is left out, and named with its
-    reason in ``undefined``; nothing is NaN.
+    ``predictions`` has the columns of :mod:`src.evaluation.predictions`; ``baseline_threshold`` is
+    what the rule of the operating point picks on val for the baseline. ``x_low`` and ``x_high``
+    bound ``x`` at ``confidence``; ``against_baseline`` is the gate's own comparison, at the
+    confidence that ``look`` leaves. A metric or an interval that is undefined is left out, and
+    named with its reason in ``undefined``; nothing is NaN.
 
     Raises
     ------
     UndefinedMetric
         AUROC on holdout is undefined.
     """
-    holdout, val = rows_of(predictions, "holdout"), rows_of(predictions, "val")
+    holdout, val = (predictions[predictions["split"] == name] for name in ("holdout", "val"))
     threshold = operating_point.threshold
     model = scored(holdout["label"], holdout["probability"], threshold=threshold)
     baseline = scored(
         holdout["label"], holdout["baseline_probability"], threshold=baseline_threshold
     )
+    val_scored = scored(val["label"], val["probability"], threshold=threshold)
+    uncalibrated = scored(holdout["label"], probability(holdout["logit"]))
     auroc.of(model)  # undefined, there is nothing to report
     table = _Table(holdout, confidence)
     report: Report = {
         "holdout": _counts(holdout) | table.bounded("holdout", model),
-        "val": _counts(val)
-        | table.values(
-            "val", scored(val["label"], val["probability"], threshold=threshold), METRICS
-        ),
-        "before_calibration": table.values(
-            "before_calibration",
-            scored(holdout["label"], probability(holdout["logit"])),
-            CALIBRATION_METRICS,
-        ),
+        "val": _counts(val) | table.values("val", val_scored, METRICS.values()),
+        "before_calibration": table.values("before_calibration", uncalibrated, OF_PROBABILITIES),
         "baseline": {
             "model": TITLES[stronger(val)],
             "val_auroc": {TITLES[name]: value for name, value in val_aurocs(val).items()},
             "threshold": baseline_threshold,
         }
         | table.bounded("baseline", baseline),
-        "difference_to_baseline": table.differences(model, baseline),
+        "difference_to_baseline": {
+            key: value
+            for metric in METRICS.values()
+            if metric.scale is not None
+            for key, value in table.difference(
+                "difference_to_baseline", metric, model, baseline, key=metric.name
+            ).items()
+        },
         "against_baseline": _against_baseline(holdout, look.confidence(confidence)),
         "look": asdict(look),
         "leave_one_group_out": table.leave_one_group_out(model),
@@ -98,9 +105,8 @@ def metrics_report(
     }
     if ONE_VIEW in holdout:
         one_view = scored(holdout["label"], holdout[ONE_VIEW])
-        report["tta"] = {"auroc_one_view": auroc.of(one_view)} | table.difference(
-            "tta", auroc, model, one_view, key="auroc_gain"
-        )
+        gain = table.difference("tta", auroc, model, one_view, key="auroc_gain")
+        report["tta"] = {"auroc_one_view": auroc.of(one_view)} | gain
     return report
 
 
@@ -118,23 +124,75 @@ def verdict(report: Report) -> str:
     )
 
 
-def _against_baseline(holdout: pd.DataFrame, confidence: float) -> dict[str, Any]:
-    """What the rule ``beats_baseline`` says of this model, in its own words."""
-    try:
-        difference = paired_difference(
-            holdout["label"],
-            holdout["probability"],
-            holdout["baseline_probability"],
-            holdout["group"],
-            confidence=confidence,
+def log_report(report: Report, log: Logger) -> None:
+    """One line of log per fact, the verdict last."""
+    point, look = report["operating_point"], report["look"]
+    log.info(
+        f"from val: scale {point['scale']:.3f}, shift {point['shift']:+.3f}, "
+        f"threshold {point['threshold']:.4f}"
+    )
+    if at_bound(point["scale"]):
+        log.warning("the scale ran into its bound: the logits tell nothing of val")
+    for name, reason in report["undefined"].items():
+        log.warning(f"{name} left out: {reason}")
+    if look["number"] > 1:
+        log.info(
+            f"model {look['number']:,} judged on this holdout: the verdict is taken at "
+            f"{100 * report['against_baseline'].get('confidence', 1):.4g} % confidence"
         )
-    except UndefinedMetric as error:
-        return {"beats": False, "text": f"can't be compared with the colour baseline: {error}"}
-    return {
-        "beats": difference.above_zero,
-        "text": against_baseline(difference),
-        **asdict(difference),
-    }
+    if not report["slide_disjoint"]:
+        log.warning(
+            f"scores are optimistic: the split is not by slide, its groups are "
+            f"{report['groups_are']}"
+        )
+    log.info(verdict(report))
+
+
+def group_table(rows: pd.DataFrame, *, threshold: float, confidence: float) -> pd.DataFrame:
+    """One row per stain cluster and slide (or, without slides, group) of at least 20 patches.
+
+    ``rows`` has columns label, probability, group, and stain, slide (both nullable). The result has
+    kind, name, n_patches, n_tumour, n_groups, auroc, auroc_low, auroc_high, interval_over
+    ("groups", or "patches" within one group), sensitivity, specificity, mean_probability,
+    auroc_without (of all patches without these); NaN where one is undefined.
+    """
+    everything = scored(rows["label"], rows["probability"], threshold=threshold)
+    group_of = rows["group"].to_numpy(dtype=np.str_)
+    found = []
+    for kind in ("stain", "slide" if rows["slide"].notna().any() else "group"):
+        for name, indices in rows.groupby(kind).indices.items():
+            places = np.asarray(indices, dtype=np.intp)
+            if len(places) < MIN_PATCHES:
+                continue
+            patches = everything.take(places)
+            others = everything.take(np.setdiff1d(np.arange(len(rows)), places))
+            over, members = "groups", group_of[places]
+            if len(np.unique(members)) == 1:
+                over, members = "patches", np.arange(len(members)).astype(np.str_)
+            try:
+                interval = Jackknife(patches.labels, members).interval(
+                    auroc.statistic(patches), confidence=confidence, scale="logit"
+                )
+            except UndefinedMetric:
+                over, interval = "", Interval(np.nan, np.nan, np.nan)
+            found.append(
+                {
+                    "kind": kind,
+                    "name": str(name),
+                    "n_patches": len(places),
+                    "n_tumour": int(patches.labels.sum()),
+                    "n_groups": len(np.unique(group_of[places])),
+                    "auroc": _value(auroc, patches),
+                    "auroc_low": interval.low,
+                    "auroc_high": interval.high,
+                    "interval_over": over,
+                    "sensitivity": _value(sensitivity, patches),
+                    "specificity": _value(specificity, patches),
+                    "mean_probability": float(patches.probabilities.mean()),
+                    "auroc_without": _value(auroc, others) if len(others.labels) else np.nan,
+                }
+            )
+    return pd.DataFrame(found, columns=None if found else ["kind", "name"])
 
 
 class _Table:
@@ -149,19 +207,19 @@ class _Table:
         except UndefinedMetric as error:
             self.undefined["intervals"] = str(error)
 
-    def values(self, where: str, patches: Scored, names: Iterable[str]) -> dict[str, float]:
-        """The named metrics that are defined."""
+    def values(self, where: str, patches: Scored, metrics: Iterable[Metric]) -> dict[str, float]:
+        """Those of the metrics that are defined."""
         found = {}
-        for name in names:
+        for metric in metrics:
             try:
-                found[name] = METRICS[name].of(patches)
+                found[metric.name] = metric.of(patches)
             except UndefinedMetric as error:
-                self.undefined[f"{where}.{name}"] = str(error)
+                self.undefined[f"{where}.{metric.name}"] = str(error)
         return found
 
     def bounded(self, where: str, patches: Scored) -> dict[str, float]:
         """Every metric that is defined, with its bounds where it has any."""
-        found = self.values(where, patches, METRICS)
+        found = self.values(where, patches, METRICS.values())
         for metric in [METRICS[name] for name in found]:
             if self._jackknife is None or metric.scale is None:
                 continue
@@ -175,23 +233,14 @@ class _Table:
                 found |= _bounds(metric.name, interval)
         return found
 
-    def differences(self, model: Scored, baseline: Scored) -> dict[str, float]:
-        """Model minus baseline, paired, of every metric that has an interval."""
-        found: dict[str, float] = {}
-        for metric in METRICS.values():
-            if metric.scale is not None:
-                found |= self.difference("difference_to_baseline", metric, model, baseline)
-        return found
-
     def difference(
-        self, where: str, metric: Metric, one: Scored, other: Scored, *, key: str | None = None
+        self, where: str, metric: Metric, one: Scored, other: Scored, *, key: str
     ) -> dict[str, float]:
-        """``key`` (default: the metric's name) with its bounds, or nothing."""
-        key = key or metric.name
+        """``one`` minus ``other``, paired, as ``key`` with its bounds; or nothing."""
         try:
             value = metric.of(one) - metric.of(other)
         except UndefinedMetric:
-            return {}  # named where the metric itself stands
+            return {}  # already named, with the metric itself
         if self._jackknife is None:
             return {key: value}
         try:
@@ -218,6 +267,32 @@ class _Table:
             "auroc_highest": float(np.nanmax(left_out)),
             "n_undefined": int(np.isnan(left_out).sum()),
         }
+
+
+def _against_baseline(holdout: pd.DataFrame, confidence: float) -> dict[str, Any]:
+    """What the rule ``beats_baseline`` says of this model, in its own words."""
+    try:
+        difference = paired_difference(
+            holdout["label"],
+            holdout["probability"],
+            holdout["baseline_probability"],
+            holdout["group"],
+            confidence=confidence,
+        )
+    except UndefinedMetric as error:
+        return {"beats": False, "text": f"can't be compared with the colour baseline: {error}"}
+    return {
+        "beats": difference.above_zero,
+        "text": against_baseline(difference),
+        **asdict(difference),
+    }
+
+
+def _value(metric: Metric, patches: Scored) -> float:
+    try:
+        return metric.of(patches)
+    except UndefinedMetric:
+        return np.nan
 
 
 def _bounds(name: str, interval: Interval) -> dict[str, float]:

@@ -8,15 +8,15 @@ To add a rule: write ``(patches, **limits) -> score`` and name it in ``OPERATING
 limits, as ``evaluate.operating_point`` of ``params.yaml`` spells them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from src.evaluation.curves import Floats
-from src.evaluation.metrics import Scored, UndefinedMetric, scored
+from src.evaluation.metrics import Floats, Scored, UndefinedMetric, scored
 from src.system.errors import ProjectError
 
 _FARTHEST_BELOW = 1e-4  # as far as a served probability may lie from the evaluated one
@@ -26,8 +26,8 @@ _FARTHEST_BELOW = 1e-4  # as far as a served probability may lie from the evalua
 class OperatingPoint:
     """What turns a logit into a decision: sigmoid(scale * logit + shift) >= threshold.
 
-    ``rule`` is what chose the threshold on val, e.g. ``{"min_sensitivity": 0.95}``; ``tta`` says
-    whether the logit is the mean over the 8 views.
+    The content of ``operating_point.json``. ``rule`` is what chose the threshold on val, e.g.
+    ``{"min_sensitivity": 0.95}``; ``tta`` says whether the logit is the mean over the 8 views.
     """
 
     rule: Mapping[str, float]
@@ -35,16 +35,6 @@ class OperatingPoint:
     scale: float
     shift: float
     tta: bool = False
-
-    def as_json(self) -> dict[str, Any]:
-        """The content of ``operating_point.json``."""
-        return {
-            "rule": dict(self.rule),
-            "threshold": self.threshold,
-            "scale": self.scale,
-            "shift": self.shift,
-            "tta": self.tta,
-        }
 
 
 def choose_threshold(

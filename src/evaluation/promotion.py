@@ -1,12 +1,14 @@
 """Whether a version becomes champion: a pure decision, with every reason.
 
-To add a rule: write what is allowed and a judge, both of :class:`Evidence`, and name them in
-``PROMOTION_RULES``. All must hold.
+To add a rule: write :class:`Evidence` → :class:`Check` and name it in ``PROMOTION_RULES``. All must
+hold.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from src.evaluation.intervals import Difference
@@ -23,11 +25,11 @@ class Evidence:
     Attributes
     ----------
     to_baseline : AUROC against the colour baseline's on the same patches
-    to_champion : AUROC against the champion's on the same patches; None where none stands
+    to_champion : AUROC against the champion's on the same patches; None without a champion
     no_champion : why there is none to compare with
     margin : AUROC by which a version may be worse than the champion
     n_groups : groups of the patches it was judged on that hold a class, by class
-    min_groups : fewest groups a class
+    min_groups : fewest groups per class
     look : which look at this holdout it is; the differences have the confidence that it leaves;
         None where nothing was judged
     reload_error : largest difference in probability between what was evaluated and what the
@@ -64,19 +66,6 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What a rule allows, in words, and how it judges: value, whether it holds, the reason.
-
-    ``of_integrity`` marks a rule that not even a forced promotion passes over: one about whether
-    the version is what was registered, not about how good it is.
-    """
-
-    allowed: Callable[[Evidence], str]
-    judge: Callable[[Evidence], tuple[float | None, bool, str]]
-    of_integrity: bool = False
-
-
-@dataclass(frozen=True)
 class Decision:
     """``promote`` is True where every check, by name of its rule, held."""
 
@@ -85,7 +74,7 @@ class Decision:
 
     @property
     def reasons(self) -> list[str]:
-        """One sentence a rule, in order."""
+        """One sentence per rule, in order."""
         return [check.reason for check in self.checks.values()]
 
     @property
@@ -96,104 +85,98 @@ class Decision:
     @property
     def failed_integrity(self) -> list[str]:
         """Those of them that can't be forced."""
-        return [name for name in self.failed if PROMOTION_RULES[name].of_integrity]
+        return [name for name in self.failed if name in _OF_INTEGRITY]
 
     def as_table(self) -> list[dict[str, Any]]:
-        """One row a rule: ``rule``, ``value``, ``allowed``, ``held``, ``reason``; for JSON."""
+        """One row per rule: ``rule``, ``value``, ``allowed``, ``held``, ``reason``; for JSON."""
         return [{"rule": name, **asdict(check)} for name, check in self.checks.items()]
 
 
 def decide(evidence: Evidence) -> Decision:
     """Apply every rule of ``PROMOTION_RULES``."""
-    checks = {name: _check(name, rule, evidence) for name, rule in PROMOTION_RULES.items()}
+    checks = {name: rule(evidence) for name, rule in PROMOTION_RULES.items()}
+    for name, why in evidence.not_judged.items():
+        checks[name] = replace(checks[name], value=None, held=False, reason=why)
     return Decision(all(check.held for check in checks.values()), checks)
 
 
-def _check(name: str, rule: Rule, evidence: Evidence) -> Check:
-    allowed = rule.allowed(evidence)
-    if name in evidence.not_judged:
-        return Check(None, allowed, held=False, reason=evidence.not_judged[name])
-    value, held, reason = rule.judge(evidence)
-    known = value if value is not None and math.isfinite(value) else None  # JSON has no NaN
-    return Check(known, allowed, held, reason)
-
-
-def _files_verified(evidence: Evidence) -> tuple[float | None, bool, str]:  # noqa: ARG001
-    return None, True, "every file is the one that was registered"
-
-
-def _reloaded(evidence: Evidence) -> tuple[float | None, bool, str]:
-    error = evidence.reload_error
-    if error is None:
-        return None, True, "loads from the registry"
-    return (
-        error,
-        error <= RELOAD_TOLERANCE,  # False for NaN
-        f"loaded from the registry, its probabilities differ by up to {error:.2g} from those "
-        "that were evaluated",
-    )
-
-
-def _golden_batch(evidence: Evidence) -> tuple[float | None, bool, str]:
-    error = evidence.golden_error
-    if error is None:
-        return None, False, "registered without a golden batch; register it again"
-    held = error <= GOLDEN_TOLERANCE
-    verb = "reproduces" if held else "does not reproduce"
-    return error, held, f"{verb} its golden batch: logits differ by up to {error:.2g}"
-
-
-def _beats_baseline(evidence: Evidence) -> tuple[float | None, bool, str]:
-    difference = evidence.to_baseline
-    if difference is None:
-        return None, False, "not compared with the colour baseline"
-    reason = f"{against_baseline(difference)}; {evidence.look}"
-    return difference.low, difference.above_zero, reason
-
-
 def against_baseline(difference: Difference) -> str:
-    """The verdict on a model beside the colour baseline, word for word the same everywhere."""
+    """The verdict on a model against the colour baseline, word for word the same everywhere."""
     verb = "beats" if difference.above_zero else "does not beat"
     return f"{verb} the colour baseline: AUROC {difference}"
 
 
-def _not_worse_than_champion(evidence: Evidence) -> tuple[float | None, bool, str]:
-    difference = evidence.to_champion
-    if difference is None:
-        return None, True, evidence.no_champion
-    held = difference.low > -evidence.margin
-    verb = "is not worse" if held else "may be worse"
-    return (
-        difference.low,
-        held,
-        f"{verb} than the champion on the same patches: AUROC {difference}, the interval must "
-        f"be above {_lowest(evidence)}; {evidence.look}",
+def _files_verified(evidence: Evidence) -> Check:  # noqa: ARG001
+    return Check(None, "as registered", True, "every file is the one that was registered")
+
+
+def _reloaded(evidence: Evidence) -> Check:
+    error, allowed = evidence.reload_error, f"<= {RELOAD_TOLERANCE:g}"
+    if error is None:
+        return Check(None, allowed, True, "loads from the registry")
+    reason = (
+        f"loaded from the registry, its probabilities differ by up to {error:.2g} from those "
+        "that were evaluated"
     )
+    return Check(_finite(error), allowed, error <= RELOAD_TOLERANCE, reason)  # False for NaN
 
 
-def _minimum_groups(evidence: Evidence) -> tuple[float | None, bool, str]:
+def _golden_batch(evidence: Evidence) -> Check:
+    error, allowed = evidence.golden_error, f"<= {GOLDEN_TOLERANCE:g}"
+    if error is None:
+        return Check(None, allowed, False, "registered without a golden batch; register it again")
+    held = error <= GOLDEN_TOLERANCE
+    verb = "reproduces" if held else "does not reproduce"
+    reason = f"{verb} its golden batch: logits differ by up to {error:.2g}"
+    return Check(_finite(error), allowed, held, reason)
+
+
+def _beats_baseline(evidence: Evidence) -> Check:
+    difference = evidence.to_baseline
+    if difference is None:
+        return Check(None, "> 0", False, "not compared with the colour baseline")
+    reason = f"{against_baseline(difference)}; {evidence.look}"
+    return Check(difference.low, "> 0", difference.above_zero, reason)
+
+
+def _not_worse_than_champion(evidence: Evidence) -> Check:
+    difference = evidence.to_champion
+    lowest = f"{-evidence.margin + 0.0:g}"  # + 0.0 turns -0 into 0
+    if difference is None:
+        return Check(None, f"> {lowest}", True, evidence.no_champion)
+    held = difference.low > -evidence.margin
+    reason = (
+        f"{'is not worse' if held else 'may be worse'} than the champion on the same patches: "
+        f"AUROC {difference}, the interval must be above {lowest}; {evidence.look}"
+    )
+    return Check(difference.low, f"> {lowest}", held, reason)
+
+
+def _minimum_groups(evidence: Evidence) -> Check:
     fewest = min(evidence.n_groups.values(), default=0)
     counts = ", ".join(f"{n:,} hold {name} patches" for name, n in evidence.n_groups.items())
     reason = f"of the holdout groups {counts or 'none count'}"
-    return fewest, fewest >= evidence.min_groups, reason
+    return Check(fewest, f">= {evidence.min_groups}", fewest >= evidence.min_groups, reason)
 
 
-def _not_rejected(evidence: Evidence) -> tuple[float | None, bool, str]:
-    if evidence.rejected is None:
-        return None, True, "nobody rejected it"
-    return None, False, f"was rejected: {evidence.rejected}"
+def _not_rejected(evidence: Evidence) -> Check:
+    why = evidence.rejected
+    reason = "nobody rejected it" if why is None else f"was rejected: {why}"
+    return Check(None, "not rejected", why is None, reason)
 
 
-def _lowest(evidence: Evidence) -> str:
-    return f"{-evidence.margin + 0.0:g}"  # + 0.0 turns -0 into 0
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no NaN
 
 
-PROMOTION_RULES: dict[str, Rule] = {
-    "files_verified": Rule(lambda _: "as registered", _files_verified, of_integrity=True),
-    "reloaded": Rule(lambda _: f"<= {RELOAD_TOLERANCE:g}", _reloaded, of_integrity=True),
-    "golden_batch": Rule(lambda _: f"<= {GOLDEN_TOLERANCE:g}", _golden_batch, of_integrity=True),
-    "beats_baseline": Rule(lambda _: "> 0", _beats_baseline),
-    "not_worse_than_champion": Rule(lambda e: f"> {_lowest(e)}", _not_worse_than_champion),
-    "minimum_groups": Rule(lambda e: f">= {e.min_groups}", _minimum_groups),
-    "not_rejected": Rule(lambda _: "not rejected", _not_rejected),
+PROMOTION_RULES: dict[str, Callable[[Evidence], Check]] = {
+    "files_verified": _files_verified,
+    "reloaded": _reloaded,
+    "golden_batch": _golden_batch,
+    "beats_baseline": _beats_baseline,
+    "not_worse_than_champion": _not_worse_than_champion,
+    "minimum_groups": _minimum_groups,
+    "not_rejected": _not_rejected,
 }
+_OF_INTEGRITY = ("files_verified", "reloaded", "golden_batch")
+"""Whether the version is what was registered: not even a forced promotion skips these."""

@@ -1,7 +1,9 @@
 """``reports/index.html`` and ``reports/model_card.md``: the same facts, as a page and as text.
 
-The page is one file without network: its style, script, charts and pictures are inside.
+The page is one file without network: its style, script, figures and pictures are inside.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Mapping
@@ -9,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from src.evaluation import plain_words, svg
-from src.evaluation.bands import RATES, Band, curve_bands
+from src.evaluation import report_facts
+from src.evaluation.curves import RATES, Band, curve_bands
+from src.evaluation.figures import holdout_figures, inline_svg, learning_curves
 from src.evaluation.gallery import SETS
-from src.evaluation.groups import MIN_PATCHES
 from src.evaluation.metrics import METRICS
-from src.evaluation.report_charts import charts, training_charts
-from src.evaluation.report_files import Sources
+from src.evaluation.metrics_report import MIN_PATCHES
+from src.evaluation.report_facts import Sources
 
 _PAGE = Path(__file__).parent / "page"
 _ID_DIGITS = 10
@@ -44,32 +48,43 @@ _USES = {
     "val": "early stopping, calibration, threshold, choice of the baseline",
     "holdout": "these figures",
 }
-_BACKBONE_TITLES = {"resnet50": "ResNet50"}
-_PICTURE_TITLES = {
-    "labels.png": "Patches by label",
-    "samples_normal.png": "Random normal patches",
-    "samples_tumour.png": "Random tumour patches",
-    "channel_histograms.png": "Colour channels by label",
-    "mean_patches.png": "Mean patch by label",
-    "stain.png": "Stain: haematoxylin and eosin",
-    "blank.png": "The whitest and the blackest patches",
-    "blurred.png": "The least sharp patches",
-    "splits.png": "Train, val and holdout compared",
-    "slides.png": "Patches by slide",
-    "duplicates.png": "Identical patches",
-    "near_duplicates.png": "Nearly identical patches",
-}
+_PHASE_TITLES = {"train": "Head alone", "finetune": "Top blocks as well"}
 
 
 def render_report(sources: Sources) -> str:
     """The page."""
+    holdout, metrics = sources.holdout, sources.metrics
     bands = curve_bands(
-        sources.holdout["label"],
-        sources.holdout["probability"],
-        sources.holdout["group"],
-        confidence=sources.metrics["confidence"],
+        holdout["label"],
+        holdout["probability"],
+        holdout["group"],
+        confidence=metrics["confidence"],
     )
-    return _render("index.html.j2", _facts(sources) | _page_facts(sources, bands))
+    figures = holdout_figures(holdout, metrics, bands)
+    figures |= {f"learning_{fit['stage']}": learning_curves(fit) for fit in sources.fits}
+    label = holdout["label"].astype(bool)
+    called = holdout["probability"] >= metrics["operating_point"]["threshold"]
+    page_facts = {
+        "style": Markup(_read("style.css")),
+        "script": Markup(_read("report.js")),
+        "sections": _SECTIONS.items(),
+        "rates": [(name, METRICS[name].title, text) for name, text in _MEANINGS.items()],
+        "at": {
+            "tp": int((label & called).sum()),
+            "fn": int((label & ~called).sum()),
+            "fp": int((~label & called).sum()),
+            "tn": int((~label & ~called).sum()),
+        },
+        "charts": {
+            name: Markup(inline_svg(figure, name))
+            for name, figure in figures.items()
+            if name != "confusion"  # the page has it as a table
+        },
+        "gallery": _gallery(sources),
+        "pictures": sources.explored,
+        "payload": slider_payload(sources, bands),
+    }
+    return _render("index.html.j2", _facts(sources) | page_facts)
 
 
 def render_model_card(sources: Sources) -> str:
@@ -80,12 +95,15 @@ def render_model_card(sources: Sources) -> str:
 def slider_payload(sources: Sources, bands: Mapping[str, Band]) -> dict[str, Any]:
     """What the slider computes from: every holdout patch, by rising probability, in full precision.
 
-    ``grid`` holds bounds of each rate at 0, 0.01 … 1; ``chosen`` those at the chosen threshold.
+    ``grid`` has the bounds of each rate at 0, 0.01 … 1; ``chosen`` those at the chosen threshold.
     """
-    holdout, metrics = sources.holdout, sources.metrics
+    holdout, known = sources.holdout, sources.metrics["holdout"]
     ids = holdout["id"].tolist()
-    known = metrics["holdout"]
-    chosen = {"threshold": metrics["operating_point"]["threshold"]}
+    chosen = {
+        name: [known[f"{name}_low"], known[f"{name}_high"]]
+        for name in RATES
+        if f"{name}_low" in known
+    }
     return {
         "probabilities": holdout["probability"].tolist(),
         "labels": holdout["label"].astype(int).tolist(),
@@ -95,220 +113,112 @@ def slider_payload(sources: Sources, bands: Mapping[str, Band]) -> dict[str, Any
             for place, id_ in enumerate(ids)
             if id_ in sources.thumbnails
         },
-        "chosen": chosen
-        | {
-            name: [known[f"{name}_low"], known[f"{name}_high"]]
-            for name in _MEANINGS
-            if f"{name}_low" in known
-        },
-        "grid": {name: _rounded(bands[name]) for name in RATES},
-        "box": {
-            "left": svg.LEFT,
-            "right": svg.WIDTH - svg.RIGHT,
-            "top": svg.TOP,
-            "bottom": svg.HEIGHT - svg.BOTTOM,
+        "chosen": {"threshold": sources.metrics["operating_point"]["threshold"], **chosen},
+        "grid": {
+            name: [
+                [round(low, 4), round(high, 4)] if np.isfinite(low + high) else [None, None]
+                for low, high in zip(
+                    bands[name].low.tolist(), bands[name].high.tolist(), strict=True
+                )
+            ]
+            for name in RATES
         },
     }
 
 
 def _facts(sources: Sources) -> dict[str, Any]:
     """What page and card share."""
-    metrics, backbone = sources.metrics, str(sources.record["params"]["model"]["backbone"])
+    metrics, params = sources.metrics, sources.record["params"]
+    backbone = str(params["model"]["backbone"])
     return {
         "m": metrics,
-        "confidence": plain_words.percent(metrics["confidence"]),
-        "verdict": plain_words.verdict(metrics),
-        "rule": plain_words.rule(metrics),
-        "floor": plain_words.floor(metrics),
-        "caveats": plain_words.caveats(sources),
+        "confidence": report_facts.percent(metrics["confidence"]),
+        "verdict": report_facts.verdict(metrics),
+        "rule": report_facts.rule(metrics),
+        "floor": report_facts.floor(metrics),
+        "caveats": report_facts.caveats(sources),
         "metrics": list(METRICS.values()),
         "undefined": sorted(metrics["undefined"].items()),
         "min_patches": MIN_PATCHES,
         "groups": _group_rows(sources),
-        "data": _data(sources),
+        "archive": sources.ingest["archive"]["name"],
+        "split": sources.split,
+        "uses": _USES,
         "phases": [_phase(fit) for fit in sources.fits],
-        "model": sources.record["params"]["model"],
-        "backbone": _BACKBONE_TITLES.get(backbone, backbone),
-        "is_generated": plain_words.is_generated(sources),
-        "centre_share": sources.gallery["centre_share"],
-        "cells": sources.gallery["cells"],
+        "model": params["model"],
+        "backbone": {"resnet50": "ResNet50"}.get(backbone, backbone),
+        "is_generated": report_facts.is_generated(sources),
+        "explained": sources.gallery,
         "provenance": _provenance(sources),
-        "commands": _commands(sources),
-        "params": json.dumps(sources.record["params"], indent=2, sort_keys=True),
-    }
-
-
-def _page_facts(sources: Sources, bands: Mapping[str, Band]) -> dict[str, Any]:
-    from markupsafe import Markup
-
-    phases = [
-        _phase(fit) | {name: Markup(chart) for name, chart in training_charts(fit).items()}
-        for fit in sources.fits
-    ]
-    return {
-        "style": Markup(_read("style.css")),
-        "script": Markup(_read("report.js")),
-        "sections": _SECTIONS.items(),
-        "rates": [(name, METRICS[name].title, text) for name, text in _MEANINGS.items()],
-        "at": _confusion(sources),
-        "charts": {name: Markup(chart) for name, chart in charts(sources, bands).items()},
-        "phases": phases,
-        "gallery": _gallery(sources),
-        "gallery_note": _gallery_note(sources),
-        "payload": slider_payload(sources, bands),
-    }
-
-
-def _confusion(sources: Sources) -> dict[str, int]:
-    label = sources.holdout["label"].astype(bool)
-    called = sources.holdout["probability"] >= sources.metrics["operating_point"]["threshold"]
-    return {
-        "tp": int((label & called).sum()),
-        "fn": int((label & ~called).sum()),
-        "fp": int((~label & called).sum()),
-        "tn": int((~label & ~called).sum()),
+        "commit": sources.record["origin"]["git_commit"],
+        "params": json.dumps(params, indent=2, sort_keys=True),
     }
 
 
 def _group_rows(sources: Sources) -> list[dict[str, Any]]:
+    """``groups.csv``; a stain's name, ``A #d0a0c0``, as name and colour."""
     rows = []
     for row in sources.groups.to_dict("records"):
-        name, _, colour = str(row["name"]).partition(" #")
-        is_stain = row["kind"] == "stain"
-        row["colour"] = f"#{colour}" if is_stain and colour else ""
-        row["name"] = name if is_stain else row["name"]
-        row["interval_over"] = row["interval_over"] if isinstance(row["interval_over"], str) else ""
-        rows.append({str(key): value for key, value in row.items()})
+        name, colour = str(row["name"]), ""
+        if row["kind"] == "stain" and " #" in name:
+            name, colour = name.split(" #")
+        over = row["interval_over"] if isinstance(row["interval_over"], str) else ""
+        changed = {"name": name, "colour": colour and f"#{colour}", "interval_over": over}
+        rows.append({str(key): value for key, value in row.items()} | changed)
     return rows
 
 
 def _gallery(sources: Sources) -> list[dict[str, Any]]:
-    sets = []
-    for name, title in SETS.items():
-        patches = [
-            {**patch, "picture": sources.pictures[patch["id"]]}
-            for patch in sources.gallery["patches"]
-            if patch["set"] == name
-        ]
-        if patches:
-            sets.append({"title": title, "patches": patches})
-    return sets
-
-
-def _gallery_note(sources: Sources) -> str:
-    share, cells = sources.gallery["centre_share"], sources.gallery["cells"]
-    seen_px = sources.gallery["seen_px"]
-    told = (
-        f"The map has {cells[0]} × {cells[1]} cells over the {seen_px} × {seen_px} px the model "
-        "sees, and each has seen more than its own square: it says roughly where, no more."
-    )
-    if share["mean"] is None:
-        return told
-    return (
-        f"{told} Over {share['n']} random holdout patches {100 * share['mean']:.0f} % of the "
-        f"evidence lay in the centre, which is {100 * share['area']:.0f} % of the area seen."
-    )
+    patches = [
+        {**patch, "picture": sources.pictures[patch["id"]]} for patch in sources.gallery["patches"]
+    ]
+    sets = {title: [p for p in patches if p["set"] == name] for name, title in SETS.items()}
+    return [{"title": title, "patches": found} for title, found in sets.items() if found]
 
 
 def _phase(fit: Mapping[str, Any]) -> dict[str, Any]:
-    best = fit["history"][fit["best_epoch"] - 1]
+    best, n_epochs = fit["history"][fit["best_epoch"] - 1], len(fit["history"])
     ended = "stopped early" if fit["stopped_early"] else "ran to its end"
     schedule = dict(fit["schedule"])
     name = schedule.pop("name", "schedule")
     settings = ", ".join(f"{key} {value:g}" for key, value in schedule.items())
     return {
-        "title": {"train": "Head alone", "finetune": "Top blocks as well"}.get(
-            fit["stage"], fit["stage"]
-        ),
+        "title": _PHASE_TITLES.get(fit["stage"], fit["stage"]),
         "summary": (
             f"{fit['trainable_parameters']:,} of {fit['total_parameters']:,} parameters trained; "
-            f"{len(fit['history'])} epochs in {fit['wall_s']:,.0f} s, {ended}. Kept: epoch "
-            f"{fit['best_epoch']}, val AUROC {best['val_auroc']:.4f}, val loss "
+            f"{n_epochs} epoch{'s' * (n_epochs > 1)} in {fit['wall_s']:,.0f} s, {ended}. "
+            f"Kept: epoch {fit['best_epoch']}, val AUROC {best['val_auroc']:.4f}, val loss "
             f"{best['val_loss']:.4f}."
         ),
+        "figure": f"learning_{fit['stage']}",
         "schedule": f"{name} ({settings})" if settings else name,
         "class_weights": fit["class_weights"],
     }
-
-
-def _data(sources: Sources) -> dict[str, Any]:
-    return {
-        "archive": sources.ingest["archive"]["name"],
-        "n": sources.split["n_patches"],
-        "n_slides": sources.split["n_slides"],
-        "splits": [
-            {"name": name, "use": use, **sources.split["splits"][name]}
-            for name, use in _USES.items()
-        ],
-        "warnings": sources.split.get("warnings", []),
-        "pictures": [
-            {
-                "title": _PICTURE_TITLES.get(name, name.removesuffix(".png")),
-                "data": data,
-                "width": width,
-                "height": height,
-            }
-            for name, (data, width, height) in sorted(
-                sources.explored.items(), key=lambda picture: _place(picture[0])
-            )
-        ],
-    }
-
-
-def _place(name: str) -> int:
-    names = list(_PICTURE_TITLES)
-    return names.index(name) if name in names else len(names)
 
 
 def _provenance(sources: Sources) -> list[tuple[str, str]]:
     record, fit = sources.record, sources.fits[1]
     origin, dataset = record["origin"], record["dataset"]
     changed = " (with changes that were not committed)" if origin["git_dirty"] == "true" else ""
+    versions = [
+        f"{name} {fit['environment'][name]}"
+        for name in ("python", "tensorflow", "keras", "numpy")
+        if name in fit["environment"]
+    ]
     return [
         ("code, git commit", f"{origin['git_commit']}{changed}"),
         ("MLflow run of the fine-tuning", sources.run_id),
-        ("archive", f"{sources.ingest['archive']['name']}"),
+        ("archive", str(sources.ingest["archive"]["name"])),
         ("packed data, DVC md5 or content digest", str(dataset["digest"])),
         ("patches, digest of the content", str(dataset["content_digest"])),
         *((f"{name}, SHA-256", digest) for name, digest in sources.digests.items()),
         ("initial weights, SHA-256", str(fit["initial_weights_sha256"])),
         ("final weights, SHA-256", str(fit["final_weights_sha256"])),
-        (
-            "software",
-            ", ".join(
-                f"{name} {fit['environment'][name]}"
-                for name in ("python", "tensorflow", "keras", "numpy")
-                if name in fit["environment"]
-            ),
-        ),
-    ]
-
-
-def _commands(sources: Sources) -> str:
-    commit = sources.record["origin"]["git_commit"]
-    return "\n".join(
-        (
-            f"git checkout {commit}",
-            "make venv                       # the locked environment",
-            f"# archive: {sources.ingest['archive']['name']}; parameters: below, or dvc.lock",
-            "dvc repro evaluate",
-            "mlflow ui                       # the run and its history",
-        )
-    )
-
-
-def _rounded(band: Band) -> list[list[float | None]]:
-    return [
-        [round(float(low), 4), round(float(high), 4)]
-        if np.isfinite((low, high)).all()
-        else [None, None]
-        for low, high in zip(band.low, band.high, strict=True)
+        ("software", ", ".join(versions)),
     ]
 
 
 def _render(name: str, facts: Mapping[str, Any]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     environment = Environment(
         loader=FileSystemLoader(_PAGE),
         autoescape=name.endswith(".html.j2"),
@@ -317,21 +227,13 @@ def _render(name: str, facts: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": _number, "signed": _signed, "thousands": _thousands}
+    environment.filters |= {
+        "number": lambda v, digits: f"{v:.{digits}f}".replace("-", "−") if np.isfinite(v) else "–",
+        "signed": lambda v, digits: f"{v:+.{digits}f}".replace("-", "−"),
+        "thousands": lambda v: f"{v:,.0f}",
+    }
     return environment.get_template(name).render(facts)
 
 
 def _read(name: str) -> str:
     return (_PAGE / name).read_text(encoding="utf-8")
-
-
-def _number(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}".replace("-", "−") if np.isfinite(value) else "–"
-
-
-def _signed(value: float, digits: int) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def _thousands(value: float) -> str:
-    return f"{value:,.0f}"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
 
+from src.model.inference import MODEL_FILE, averaged_over_views
+from src.model.saving import save_model
+from src.system.durable import replacing_folder, write_json
 from src.system.errors import ProjectError
 
 CONTRACT_FILE = "contract.json"
@@ -60,3 +64,27 @@ def probability_classifier(model: keras.Model, *, scale: float, shift: float) ->
     )
     probability = keras.layers.Activation("sigmoid", name="probability")(calibrated)
     return keras.Model(model.input, probability, name="tumour_probability")
+
+
+def write_final(
+    folder: Path,
+    model: keras.Model,
+    operating_point: Mapping[str, Any],
+    seen: Mapping[str, list[str]],
+) -> None:
+    """Write ``models/final``: the classifier of probabilities, how to decide, which patches it saw.
+
+    ``model`` gives a logit; ``operating_point`` has its scale, shift, threshold, and whether the
+    mean over 8 views is meant (``tta``).
+    """
+    calibrated = probability_classifier(
+        averaged_over_views(model) if operating_point["tta"] else model,
+        scale=operating_point["scale"],
+        shift=operating_point["shift"],
+    )
+    with replacing_folder(folder) as new:
+        save_model(calibrated, new / MODEL_FILE)
+        write_json(new / "operating_point.json", operating_point)
+        write_json(new / CONTRACT_FILE, CONTRACT)
+        for key, values in seen.items():
+            (new / f"seen_{key}.txt").write_text("\n".join(values) + "\n", encoding="utf-8")

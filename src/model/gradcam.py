@@ -11,7 +11,7 @@ seen more of the patch than the square it covers: it says roughly where, never w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -24,7 +24,37 @@ from src.patch import CENTRE_PX, SIZE_PX
 
 Floats = NDArray[np.float64]
 
+
+class Explanation(NamedTuple):
+    """Where the evidence for the decisions on n patches lay.
+
+    ``maps`` (n, h, w) of :func:`gradcam`, ``on_patch`` (n, 96, 96) the same on the pixels in
+    0 … 1, ``centre_share`` (n,) and ``centre_area``: the centre's share of the evidence and of the
+    square of ``seen_px`` that the model sees.
+    """
+
+    maps: Floats
+    on_patch: Floats
+    centre_share: Floats
+    centre_area: float
+    seen_px: int
+
+
 _BATCH_PATCHES = 32
+
+
+def explain(
+    model: keras.Model, patches: NDArray[np.uint8], for_tumour: NDArray[np.bool_]
+) -> Explanation:
+    """:func:`gradcam` of the patches, where it lies on them, and how much of it in the centre."""
+    maps, seen_px = gradcam(model, patches, for_tumour), visible_px(model)
+    return Explanation(
+        maps,
+        on_patch(maps, seen_px=seen_px),
+        centre_share(maps, seen_px=seen_px),
+        centre_area(seen_px),
+        seen_px,
+    )
 
 
 def gradcam(

@@ -18,6 +18,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from src.data.batches import N_VIEWS, ordered_batches, view_steps
+from src.data.dataset import LabelledPatches
 from src.system.durable import verify_folder
 from src.system.progress import progress
 
@@ -87,6 +88,29 @@ def predict_outputs(
             outputs[batch.positions[: batch.n_counted]] = values[: batch.n_counted]
             advance(batch.n_counted)
     return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+
+
+def logits_by_view(
+    model: keras.Model,
+    patches: LabelledPatches,
+    *,
+    all_views: bool,
+    batch_size: int,
+    log: Logger,
+) -> NDArray[np.float64]:
+    """(views, n) logits of a split: of its 8 views, or of the patch as it is alone.
+
+    By the graph that is served, up to the mean over the views.
+    """
+    logits = predict_outputs(
+        view_logits(model) if all_views else model,
+        patches.pixels,
+        patches.rows,
+        batch_size=batch_size,
+        log=log,
+        task=f"{patches.split}: scored",
+    )
+    return np.atleast_2d(logits.T)
 
 
 def view_logits(model: keras.Model) -> keras.Model:

@@ -4,11 +4,10 @@ import numpy as np
 import pandas as pd
 
 from src.evaluation.gallery import choose_patches
-from src.evaluation.groups import group_table
 from src.evaluation.looks import Look
-from src.evaluation.metrics_report import metrics_report
+from src.evaluation.metrics_report import group_table, metrics_report
 from src.evaluation.operating_point import OperatingPoint
-from src.evaluation.report_files import Sources
+from src.evaluation.report_facts import Sources
 
 THRESHOLD = 0.4
 PICTURE = "data:image/webp;base64,UklGRhYAAABXRUJQVlA4TAoAAAAvAAAAAEX/I/of"
@@ -91,7 +90,6 @@ def sources(
             },
         },
         "ingest": {"archive": {"name": "some.zip"}},
-        "explore": {"pictures": ["labels.png"]},
         "explored": {"labels.png": (PICTURE, 10, 10)},
         "digests": {"metrics.json": "00ff"},
     }

@@ -20,16 +20,6 @@ def _noise(n, seed=0, side=16):
     return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
 
 
-def test_one_colour_by_hand():
-    """(255, 0, 130) lies in levels 15, 0 and 8 of 16, and in (3, 0, 2) of 4 × 4 × 4."""
-    pixels = np.broadcast_to(np.array([255, 0, 130], np.uint8), (1, 8, 8, 3))
-    histogram = colour_histograms(pixels, np.array([0]))[0]
-    assert histogram.shape == (N_FEATURES,)
-    expected = [15, 16 + 0, 32 + 8, 48 + 3 * 16 + 0 * 4 + 2]
-    np.testing.assert_array_equal(np.flatnonzero(histogram), expected)
-    np.testing.assert_array_equal(histogram[expected], 1)
-
-
 def test_equals_numpy_histograms_in_the_order_of_rows():
     """Offsets that run into the next patch, rows mixed up, a chunk's end dropped."""
     pixels = _noise(150)
@@ -41,16 +31,6 @@ def test_equals_numpy_histograms_in_the_order_of_rows():
         coarse = np.histogramdd(flat, bins=4, range=[(0, 256)] * 3)[0].ravel()
         expected = np.concatenate([*channels, coarse]) / 256
         np.testing.assert_allclose(histogram, expected, rtol=1e-6)
-
-
-def test_reads_a_mapped_file_and_reports_every_patch(tmp_path):
-    pixels = _noise(70)
-    np.save(tmp_path / "train.npy", pixels)
-    done = []
-    mapped = np.load(tmp_path / "train.npy", mmap_mode="r")
-    histograms = colour_histograms(mapped, np.arange(70), advance=done.append)
-    np.testing.assert_array_equal(histograms, colour_histograms(pixels, np.arange(70)))
-    assert sum(done) == 70
 
 
 def _coloured(n, labels, seed):

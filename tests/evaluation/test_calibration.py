@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize
 
 from src.evaluation.calibration import at_bound, fit_calibration, probability, reliability_curve
-from src.evaluation.metrics import UndefinedMetric, log_loss
+from src.evaluation.metrics import UndefinedMetric
 from src.evaluation.operating_point import choose_threshold
 
 
@@ -49,28 +49,6 @@ def test_equals_a_minimisation_by_hand(labels, logits):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     mean = probability(logits, **found._asdict()).mean()
     assert mean == pytest.approx(labels.mean(), abs=0.005)
-
-
-@pytest.mark.parametrize(("scale", "shift"), [(2.5, 0.0), (1.0, -1.4), (0.3, 0.9)])
-def test_known_line_is_recovered(scale, shift):
-    """Dividing in place of multiplying, or a shift of the logit rather than of what is scaled."""
-    labels, logits = _calibrated_logits()
-    found = fit_calibration(labels, (logits - shift) / scale)
-    assert found == pytest.approx((scale, shift), rel=0.05, abs=0.05)
-
-
-def test_calibration_lowers_log_loss_of_overconfident_logits():
-    labels, logits = _calibrated_logits()
-    calibrated = probability(3 * logits, **fit_calibration(labels, 3 * logits)._asdict())
-    assert log_loss(labels, calibrated) < 0.9 * log_loss(labels, probability(3 * logits))
-
-
-def test_separated_val_does_not_become_certain():
-    """The plain log loss of separated patches is least where every p is 0 or 1."""
-    labels = np.repeat([0, 1], 100)
-    logits = labels * 8.0 - 4
-    probabilities = probability(logits, **fit_calibration(labels, logits)._asdict())
-    assert probabilities.max() == pytest.approx(101 / 102, abs=1e-4)
 
 
 @pytest.mark.parametrize("sign", [-1, 0, 1])

@@ -1,10 +1,15 @@
 """Which patches a person is shown."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from src.evaluation.gallery import SETS, choose_patches, explained_picture
+from src.data.dataset import LabelledPatches
+from src.evaluation.gallery import choose_patches, explained_picture, write_gallery
+from src.system.durable import read_json, verify_folder
+from tests.evaluation.report_sources import THRESHOLD, predictions
 
 ROWS = pd.DataFrame(
     {
@@ -34,24 +39,6 @@ def test_each_set_by_hand(name, ids):
     assert of_set["rank"].tolist() == [1, 2]
 
 
-def test_sets_are_those_with_a_title():
-    assert set(choose_patches(ROWS, threshold=0.4, per_set=1)["set"]) == set(SETS)
-
-
-def test_row_order_is_irrelevant():
-    """Among equal probabilities the first row would win."""
-    rows = ROWS.assign(probability=0.5)
-    chosen = choose_patches(rows, threshold=0.4, per_set=2)
-    other = choose_patches(rows.sample(frac=1, random_state=1), threshold=0.4, per_set=2)
-    assert chosen["id"].tolist() == other["id"].tolist()
-
-
-def test_empty_set_is_left_out():
-    """No mistakes is no error."""
-    chosen = choose_patches(ROWS[ROWS["label"] == 1], threshold=0.05, per_set=2)
-    assert set(chosen["set"]) == {"near", "loss", "right_tumour"}
-
-
 def test_picture_shows_patch_and_evidence_with_the_centre_drawn():
     """The map over the wrong half, or a square beside the centre."""
     patch = np.full((96, 96, 3), 200, np.uint8)
@@ -66,3 +53,50 @@ def test_picture_shows_patch_and_evidence_with_the_centre_drawn():
         assert (picture[64, left + 66 : left + 126] == 255).all()
         assert (picture[63, left + 66 : left + 126] == 0).all()
         assert (picture[66:126, left + 127] == 255).all()
+
+
+def test_gallery_is_complete_and_each_patch_explained_for_its_own_call(tmp_path):
+    """Pixels of another patch, or evidence for tumour where the call was normal."""
+    rows, asked = predictions(60).query("split == 'holdout'"), []
+    n = len(rows)
+    holdout = LabelledPatches(
+        split="holdout",
+        ids=np.sort(rows["id"].to_numpy(dtype=np.str_)),
+        rows=np.arange(n)[::-1],  # stored in another order than the ids, as in a packed archive
+        labels=np.zeros(n, np.uint8),
+        groups=np.array(["g"] * n),
+        # each patch of one grey, its place among the ids
+        pixels=np.arange(n, dtype=np.uint8)[::-1, None, None, None] * np.ones((1, 96, 96, 3), "u1"),
+    )
+
+    def explain(patches, for_tumour):
+        asked.extend(zip(patches[:, 0, 0, 0].tolist(), for_tumour.tolist(), strict=True))
+        share = np.full(len(patches), 0.5)
+        share[0] = np.nan
+        return SimpleNamespace(
+            maps=np.ones((len(patches), 3, 3)),
+            on_patch=np.ones((len(patches), 96, 96)),
+            centre_share=share,
+            centre_area=1 / 9,
+            seen_px=96,
+        )
+
+    n_shown = write_gallery(
+        tmp_path / "gallery", rows, holdout, explain=explain, threshold=THRESHOLD, seed=1
+    )
+    files = verify_folder(tmp_path / "gallery")
+    gallery = read_json(tmp_path / "gallery" / "gallery.json")
+    ids = {patch["id"] for patch in gallery["patches"]}
+    assert len(ids) == n_shown
+    assert {f"pictures/{id_}.webp" for id_ in ids} <= set(files)
+    assert {f"thumbnails/{id_}.webp" for id_ in rows["id"]} <= set(files)
+    called = dict(enumerate((rows.sort_values("id")["probability"] >= THRESHOLD).tolist()))
+    assert dict(asked) == {grey: called[grey] for grey in dict(asked)}
+    assert len(set(called.values())) == 2
+    assert {patch["centre_share"] for patch in gallery["patches"]} == {0.5, None}
+    assert gallery["centre_share"] == {
+        "mean": 0.5,
+        "area": 1 / 9,
+        "n": 29,
+        "n_without_evidence": 1,
+    }

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from src.evaluation.groups import group_table
+from src.evaluation.metrics_report import group_table
 
 SETTINGS = {"threshold": 0.5, "confidence": 0.95}
 

@@ -1,7 +1,7 @@
 "use strict";
 (function () {
   const data = JSON.parse(document.getElementById("payload").textContent);
-  const { probabilities, labels, ids, thumbnails, chosen, grid, box } = data;  // sorted by probability
+  const { probabilities, labels, ids, thumbnails, chosen, grid } = data;  // sorted by probability
   const SHOWN = 60;
   const n = probabilities.length;
   const tumourBelow = new Array(n + 1).fill(0);
@@ -41,12 +41,13 @@
     return bounds && bounds[0] !== null ? bounds[0].toFixed(3) + " to " + bounds[1].toFixed(3) : "none";
   }
 
-  function move(chart, x, y) {
-    const marker = document.querySelector("#" + chart + " .marker");
-    if (!marker) return;
-    marker.style.display = Number.isFinite(x) && Number.isFinite(y) ? "" : "none";
-    marker.setAttribute("cx", box.left + x * (box.right - box.left));
-    marker.setAttribute("cy", box.bottom - y * (box.bottom - box.top));
+  // what the picture shows at the chosen threshold is shifted from there, dx and dy in its units
+  function move(chart, part, dx, dy) {
+    const moved = byId(chart + "-" + part);
+    if (!moved) return;
+    const known = Number.isFinite(dx) && Number.isFinite(dy), unit = byId(chart).dataset;
+    moved.style.display = known ? "" : "none";
+    if (known) moved.setAttribute("transform", `translate(${dx * unit.width} ${-dy * unit.height})`);
   }
 
   function update(threshold) {
@@ -57,10 +58,9 @@
       byId(name).textContent = number(r[name], 4);
       byId(name + "-ci").textContent = interval(name, threshold);
     }
-    move("roc", 1 - r.specificity, r.sensitivity);
-    move("precision-recall", r.sensitivity, r.ppv);
-    const line = document.querySelector("#histogram .threshold");
-    for (const end of ["x1", "x2"]) line.setAttribute(end, box.left + threshold * (box.right - box.left));
+    move("roc", "marker", at.specificity - r.specificity, r.sensitivity - at.sensitivity);
+    move("precision_recall", "marker", r.sensitivity - at.sensitivity, r.ppv - at.ppv);
+    move("histogram", "threshold", threshold - chosen.threshold, 0);
     showChanged(threshold, c);
   }
 
@@ -68,10 +68,10 @@
     const was = counts(chosen.threshold);
     const from = Math.min(was.k, c.k), to = Math.max(was.k, c.k);
     const raised = c.k > was.k, tumour = Math.abs(c.fn - was.fn), normal = Math.abs(c.tn - was.tn);
-    byId("change").textContent = from === to ? "No patch changes sides against the chosen threshold."
+    byId("change").textContent = from === to ? "This is the chosen threshold, or next to it: no patch changes sides."
       : (to - from) + " patches change sides: " + (raised
-        ? tumour + " tumour patches newly missed, " + normal + " false alarms fewer."
-        : tumour + " tumour patches newly found, " + normal + " false alarms more.")
+        ? tumour + " more tumour patches missed, " + normal + " fewer false alarms."
+        : tumour + " more tumour patches found, " + normal + " more false alarms.")
         + (to - from > SHOWN ? " The " + SHOWN + " nearest to the chosen threshold:" : "");
     const list = byId("changed");
     list.replaceChildren();
@@ -97,6 +97,7 @@
     return entry;
   }
 
+  const at = rates(counts(chosen.threshold));
   let current = chosen.threshold;
   function set(value) {
     const threshold = Math.min(1, Math.max(0, value));

@@ -6,8 +6,8 @@ import pytest
 
 from src.drawing.plan import plan_subset
 from src.evaluation.intervals import Difference
-from src.evaluation.plain_words import caveats, rule, verdict
 from src.evaluation.promotion import against_baseline
+from src.evaluation.report_facts import caveats, rule, verdict
 from tests.evaluation.report_sources import sources
 
 
@@ -50,7 +50,7 @@ def test_verdict_follows_the_gate(made, low, high, told):
     [
         ({"min_sensitivity": 0.95}, "sensitivity of at least 0.95"),
         ({"min_specificity": 0.9}, "specificity of at least 0.9"),
-        ({"cost_fn": 5.0, "cost_fp": 1.0}, "5 a missed tumour patch and 1 a false alarm"),
+        ({"cost_fn": 5.0, "cost_fp": 1.0}, "5 per missed tumour patch and 1 per false alarm"),
     ],
 )
 def test_rule_is_the_one_that_chose(point, told):
@@ -115,7 +115,7 @@ def test_probabilities_that_are_off_are_said(made, values, told):
 def test_evidence_outside_the_centre_is_said(made):
     share = {"mean": 0.05, "area": 1 / 9, "n": 9, "n_without_evidence": 0}
     outside = sources(gallery={**made.gallery, "centre_share": share})
-    assert "5 % of the evidence lies in the centre" in " ".join(caveats(outside))
+    assert "5 % of the evidence is in the centre" in " ".join(caveats(outside))
     assert "surroundings" not in " ".join(caveats(made))
 
 
