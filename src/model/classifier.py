@@ -16,7 +16,7 @@ import keras
 
 from src.model.backbone import BACKBONES, block_of
 from src.params import ModelParams
-from src.patch import SIZE_PX
+from src.patch import SHAPE, SIZE_PX
 from src.system.errors import ProjectError
 
 # mean of ImageNet in B, G, R, as subtracted when ResNet50 was trained (He et al. 2016, Caffe)
@@ -81,7 +81,7 @@ POOLINGS = {"avg": _average, "avg_max": _average_and_max, "gem": _generalised_me
 
 def patch_input() -> keras.KerasTensor:
     """The model's input: (n, 96, 96, 3) uint8 RGB."""
-    return keras.Input((SIZE_PX, SIZE_PX, 3), dtype="uint8", name="patch")
+    return keras.Input(SHAPE, dtype="uint8", name="patch")
 
 
 def preprocess(patches: Any, model: ModelParams) -> Any:

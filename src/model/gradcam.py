@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 
 from src.model.classifier import FEATURE_SCALE
 from src.patch import CENTRE_PX, SIZE_PX
@@ -123,8 +124,6 @@ def centre_area(seen_px: int) -> float:
 
 def on_patch(maps: Floats, *, seen_px: int) -> Floats:
     """(n, 96, 96) maps scaled to 0 … 1 each, bilinear, 0 where the model sees nothing."""
-    from scipy.ndimage import map_coordinates
-
     n, height, width = maps.shape
     margin_px = (SIZE_PX - seen_px) // 2
     highest = maps.max(axis=(1, 2), keepdims=True)
