@@ -90,7 +90,7 @@ def main(
     from src.system.determinism import start_tensorflow, usable_cores
 
     environment = start_tensorflow(params.runtime, seed=params.train.seed)
-    from src.system.code import training_code_digest
+    from src.system.identity import training_code_digest
     from src.tracking.tuning_runs import ending_study_run, open_study_run
     from src.tuning import best as best_setting
     from src.tuning import study as studies

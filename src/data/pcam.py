@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from src import paths
@@ -41,6 +40,7 @@ from src.data.archives import (
 )
 from src.patch import N_BYTES, SHAPE
 from src.system.durable import sha256_file
+from src.system.locks import taking_turns
 from src.system.log import get_logger
 
 _SUBSETS = {"train": "train", "valid": "train", "test": "test"}  # PCam's split → Kaggle's folder
@@ -283,7 +283,7 @@ class _Unpacked:
 
     def __init__(self) -> None:
         self._folder = paths.CACHE / "pcam"
-        self._lock = FileLock(paths.CACHE / "locks" / "pcam.lock")
+        self._turn: ExitStack | None = None  # held once something was unpacked
 
     def plain(self, file: Path) -> Path:
         """``file`` itself, or its content without .gz.
@@ -296,13 +296,11 @@ class _Unpacked:
         """
         if file.suffix != ".gz":
             return file
-        if not self._lock.is_locked:
-            Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                _LOG.info("waiting for another ingest, which unpacks PatchCamelyon's files")
-                self._lock.acquire()
+        if self._turn is None:
+            self._turn = ExitStack()
+            waiting = "waiting for another ingest, which unpacks PatchCamelyon's files"
+            lock_file = paths.CACHE / "locks" / "pcam.lock"
+            self._turn.enter_context(taking_turns(lock_file, waiting=waiting, log=_LOG))
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir()
         _LOG.info(f"unpacking {file.name} into {self._folder.parent.name}")
@@ -326,9 +324,10 @@ class _Unpacked:
         return target
 
     def remove(self) -> None:
-        if self._lock.is_locked:
+        if self._turn is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-            self._lock.release()
+            self._turn.close()
+            self._turn = None
 
 
 def _count_patches(file: Path) -> int:

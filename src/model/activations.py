@@ -39,10 +39,10 @@ from src.data.dataset import LabelledPatches
 from src.model.classifier import cut
 from src.model.weights import weights_sha256
 from src.params import CacheParams, ModelParams
-from src.system.code import training_code_digest
 from src.system.determinism import Environment
 from src.system.durable import WriteError, replacing
 from src.system.errors import ProjectError
+from src.system.identity import training_code_digest
 from src.system.progress import progress
 
 Pass = Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]

@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 
 from src import paths
 from src.params import Params
-from src.system.code import training_code_digest
 from src.system.determinism import Environment
 from src.system.durable import clear_leftovers, replacing
+from src.system.identity import flatten, training_code_digest
 from src.system.locks import taking_turns
-from src.system.nested import flatten
 
 Arrays = dict[str, list[NDArray[Any]]]
 Facts = dict[str, Any]

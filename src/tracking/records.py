@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from numbers import Real
 from typing import Any
 
-from src.system.nested import flatten
+from src.system.identity import flatten
 from src.tracking import lineage
 
 WORK_KEY = "work_key"

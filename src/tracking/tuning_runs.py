@@ -12,8 +12,8 @@ from logging import Logger
 from pathlib import Path
 from typing import Any
 
+from src.system.identity import flatten
 from src.system.log import get_logger
-from src.system.nested import flatten
 from src.tracking.lifecycle import (
     begin,
     close_orphans,

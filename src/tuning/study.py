@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from src import paths
 from src.params import HalvingPruner, MedianPruner, Params, TuneParams
-from src.system.nested import flatten
+from src.system.identity import flatten
 from src.tuning.space import PRESENT, TuneError, present_as_drawn
 
 HEARTBEAT_S = 10

@@ -1,9 +1,11 @@
-"""Which code decides trained weights: one digest, for checkpoints, activations and studies."""
+"""What identifies a piece of work: its code as one digest, its settings under flat names."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from src import paths
 
@@ -18,3 +20,12 @@ def training_code_digest() -> str:
         for file in sorted((paths.ROOT / "src").glob(pattern)):
             digest.update(f"{file.name}\n".encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots; lists and other values stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return flat
