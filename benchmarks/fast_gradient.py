@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measured import runtime
+from src.model.classifier import BatchNormMode, cut, unfreeze
 from src.model.fast_gradient import fast_input_gradients
-from src.model.freezing import BatchNormMode, cut, unfreeze
 from src.params import ModelParams
 from src.system.determinism import start_tensorflow
 

@@ -195,8 +195,7 @@ class KerasFit(Way):
         import keras
         import tensorflow as tf
 
-        from src.model.classifier import build_classifier
-        from src.model.freezing import unfreeze
+        from src.model.classifier import build_classifier, unfreeze
 
         tf.config.threading.set_intra_op_parallelism_threads(self.threads)
         tf.config.threading.set_inter_op_parallelism_threads(self.threads)

@@ -125,10 +125,7 @@ def _ours(data: Data, environment: Any, folder: Path) -> RunOne:
     """As a worker of ``src.tune`` runs them."""
     from src import paths
     from src.system.log import get_logger
-    from src.tuning.phase import Search
-    from src.tuning.search_data import SearchData
-    from src.tuning.trial import Trials
-    from src.tuning.worker import score
+    from src.tuning.trial import Search, SearchData, run_trial, score
 
     paths.ACTIVATIONS = folder / "activations"
     search = Search(
@@ -136,10 +133,8 @@ def _ours(data: Data, environment: Any, folder: Path) -> RunOne:
         environment,
         get_logger("benchmark"),
         depths=DEPTHS,
-        heads=folder / "heads",
     )
-    trials = Trials(search)
-    return lambda params: score(trials.run(params).fit, "val_auroc")
+    return lambda params: score(run_trial(params, search)[1], "val_auroc")
 
 
 def _usual(data: Data, environment: Any, folder: Path) -> RunOne:  # noqa: ARG001
@@ -151,9 +146,8 @@ def _fit_usual(params: Params, data: Data) -> float:
     """Best val AUROC."""
     import keras
 
-    from src.model.classifier import FEATURE_SCALE, POOLED, build_classifier
-    from src.model.freezing import unfreeze
-    from src.tuning.phase import start_phase
+    from src.model.classifier import FEATURE_SCALE, POOLED, build_classifier, unfreeze
+    from src.tuning.trial import start_phase
 
     start_phase(params.train.seed)
     model = build_classifier(params.model)

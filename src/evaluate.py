@@ -43,10 +43,9 @@ def main() -> None:
     log = get_logger("evaluate")
     check_trained_here(paths.HEAD_MODEL, paths.FINETUNED_MODEL)
     start_scoring(params.runtime)
-    from src.model import tta
     from src.model.final import write_final
     from src.model.gradcam import explain
-    from src.model.inference import load_classifier
+    from src.model.inference import load_classifier, logits_by_view
     from src.model.scorer import finite
     from src.tracking.looks import final_weights_sha256, model_key, take_look
     from src.tracking.runs import add_evaluation, add_files, ensure_run
@@ -55,7 +54,7 @@ def main() -> None:
     model = load_classifier(paths.FINETUNED_MODEL)
     train, val, holdout = (load_split(name) for name in ("train", "val", "holdout"))
     logits = [
-        tta.logits_by_view(
+        logits_by_view(
             model,
             split,
             all_views=chosen.tta,

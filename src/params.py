@@ -1,14 +1,13 @@
 """``params.yaml`` read once into frozen, typed sections: one per stage, ``model`` and ``runtime``.
 
-Every value has its range and unit here and nowhere else; unknown keys are refused. Each parameter
-that a stage reads is listed in that stage's ``params`` in ``dvc.yaml`` (a test checks this), except
-``runtime``, which can't change a result.
+Every value has its range and unit here and nowhere else; unknown keys are refused. ``dvc.yaml``
+lists the parameters that each stage reads, except ``runtime``, which can't change a result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import combinations
+from collections.abc import Mapping
+from itertools import combinations, combinations_with_replacement, product
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -95,8 +94,7 @@ class SplitParams(_Section):
     """Whole groups go to train, val or holdout; train gets what the other two leave."""
 
     seed: Seed
-    # what stays together: slides, stain clusters standing in for them, or single patches;
-    # auto: slides if the archive names any, otherwise stain
+    # what stays together; stain clusters stand in for slides; auto: slides if any are known
     group_by: Literal["auto", "slide", "stain", "patch"]
     val_fraction: Between0And1  # share of the labelled patches
     holdout_fraction: Between0And1
@@ -122,8 +120,7 @@ class ModelParams(_Section):
 
     backbone: Literal["resnet50", "resnet_tiny"]  # tiny: 4 blocks, few channels, for tests
     weights: str = Field(min_length=1)  # imagenet (downloaded once), none (random), or a file
-    # what the weights file must have; null: only the file that Keras publishes is accepted
-    weights_sha256: Sha256 | None = None
+    weights_sha256: Sha256 | None = None  # of that file; null: only Keras' published one will do
     input_size: int = Field(ge=32, le=512)  # side in px that the patch is resized to
     centre_crop: int | None = Field(default=None, ge=32, le=96)  # side in px; null keeps all
     pooling: Literal["avg", "avg_max", "gem"]  # mean; mean and maximum; generalised mean, p = 3
@@ -198,12 +195,9 @@ class TrainParams(_Section):
     optimizer: Literal["adam", "adamw", "sgd"]  # sgd: Nesterov momentum; adamw: decoupled decay
     learning_rate: float = Field(gt=0, le=10)  # peak
     momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd; the others ignore it
-    # decoupled: times the rate, per step, kernels only; not with adam
-    weight_decay: float = Field(ge=0, lt=1)
-    # e: in the training loss, labels 0 and 1 become e/2 and 1 - e/2
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    # of the moving average of the weights, per step; null: no average
-    average_decay: Between0And1 | None = None
+    weight_decay: float = Field(ge=0, lt=1)  # decoupled, times the rate, kernels only; not in adam
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)  # e: labels become e/2 and 1 - e/2
+    average_decay: Between0And1 | None = None  # of the weights' moving average; null: none
     views: int = Field(ge=1, le=8)  # flips and rotations each patch is trained on
     class_weights: Literal["balanced", "none"] | ClassWeights
     schedule: Schedule
@@ -239,10 +233,8 @@ class FinetuneParams(TrainParams):
     """The top residual blocks as well."""
 
     depth: int = Field(ge=0, le=16)  # residual blocks unfrozen, from the top
-    # in the unfrozen blocks: frozen uses the stored statistics, train the batch's
-    batch_norm: Literal["frozen", "train"]
-    # f: the k-th residual block from the top learns at the learning rate times f^k
-    rate_decay: float = Field(default=1.0, gt=0, le=1)
+    batch_norm: Literal["frozen", "train"]  # in those blocks: stored statistics, or the batch's
+    rate_decay: float = Field(default=1.0, gt=0, le=1)  # f: k-th block from the top: rate × f^k
     augment: AugmentParams | None = None  # needs pixels, so no activations are cached
 
 
@@ -282,8 +274,7 @@ class RegisterParams(_Section):
     """Registry entry and promotion."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")  # of the registered model
-    # AUROC a challenger may fall below the champion and still replace it
-    margin: float = Field(ge=0, lt=0.5)
+    margin: float = Field(ge=0, lt=0.5)  # AUROC a challenger may fall below the champion by
     min_groups: int = Field(ge=1, le=10_000)  # fewest holdout groups that hold each class
 
 
@@ -385,8 +376,7 @@ class TuneParams(_Section):
     subset: int | None = Field(default=None, ge=20)  # train patches of a trial; null: all
     log_weights: Literal["best", "all", "none"] = "best"  # trials whose weights go to MLflow
     pruner: Pruner
-    # dotted name of a parameter of model, train or finetune → its values
-    space: dict[str, Dimension] = Field(min_length=1)
+    space: dict[str, Dimension] = Field(min_length=1)  # dotted name of a parameter → its values
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
@@ -477,26 +467,18 @@ class Params(_Section):
 def load_params(path: Path = paths.PARAMS) -> Params:
     """Read and validate ``params.yaml``; a :class:`ParamsError` names file, key, rule and value."""
     raw = _read_yaml(path)
+    where = path.name
     try:
         params = _validated(raw)
+        where = f"{path.name}: tune.space"
+        space = params.tune.space
+        first = {name: dimension.ends[0] for name, dimension in space.items()}
+        for one, other in combinations_with_replacement(space, 2):  # every two values together
+            for a, b in product(space[one].ends, space[other].ends):
+                params.with_values({**first, one: a, other: b})
     except ParamsError as error:
-        raise ParamsError(f"{path.name}: {error}") from error
-    for values in _pairs(params.tune.space):
-        try:
-            params.with_values(values)
-        except ParamsError as error:
-            raise ParamsError(f"{path.name}: tune.space: {error}") from error
+        raise ParamsError(f"{where}: {error}") from error
     return params
-
-
-def _pairs(space: Mapping[str, Dimension]) -> Iterator[dict[str, Any]]:
-    """Every two values of the space together, the others at their first."""
-    first: dict[str, Any] = {name: dimension.ends[0] for name, dimension in space.items()}
-    if len(first) == 1:
-        yield from ({name: end} for name, dimension in space.items() for end in dimension.ends)
-    for one, other in combinations(space, 2):
-        for a in space[one].ends:
-            yield from ({**first, one: a, other: b} for b in space[other].ends)
 
 
 def _read_yaml(path: Path) -> Any:

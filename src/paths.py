@@ -48,9 +48,7 @@ SUBMISSION = SUBMISSION_DIR / "submission.csv"
 LINEAGE = SUBMISSION_DIR / "lineage.json"
 
 TUNE_REPORT = ROOT / "reports" / "tune"
-TUNE_HEADS = CACHE / "tune" / "heads"
-TUNE_BEST = CACHE / "tune" / "best"
-TUNE_CONFIRMED = CACHE / "tune" / "confirmed"
+TUNE_LOGS = CACHE / "tune" / "logs"
 
 TRACKING_ROOT = Path(os.environ.get("DVC_ROOT") or ROOT).resolve()
 MLFLOW_DB = TRACKING_ROOT / "mlflow.db"

@@ -1,12 +1,17 @@
 """Stage ``train``: the head alone, on pooled features of the frozen backbone."""
 
+from __future__ import annotations
+
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from src import paths
-from src.params import Params, load_params
+from src.data.dataset import load_split
+from src.params import load_params
 from src.system.cli import run
+from src.system.determinism import start_tensorflow
 from src.system.log import configure, get_logger
 
 
@@ -24,34 +29,51 @@ def main(
     """
     params = load_params()
     configure(params.runtime.verbosity)
-    train_head_stage(params, fresh=fresh)
-
-
-def train_head_stage(params: Params, *, fresh: bool) -> None:
-    """Start from the initial weights asked for, fit the head, save and log."""
-    from src.model.classifier import build_classifier
-    from src.model.phases import train_head
-    from src.model.replicas import device_scope
-    from src.model.weights import load_initial_weights
-    from src.system.determinism import start_tensorflow
-    from src.training import run_phase
-
+    log = get_logger("train")
     environment = start_tensorflow(params.runtime, seed=params.train.seed)
+
+    from src.evaluation.figures import learning_curves
+    from src.model.checkpoint import open_checkpoint
+    from src.model.classifier import build_classifier
+    from src.model.inference import MODEL_FILE
+    from src.model.saving import save_phase
+    from src.model.step import device_scope
+    from src.model.training import describe_phase, fit_phase
+    from src.model.weights import load_initial_weights
+    from src.tracking.runs import RunRecord, training_run
+
+    train, val = load_split("train"), load_split("val")
     with device_scope(int(environment["gpus"])):
         model = build_classifier(params.model)
         load_initial_weights(model, params.model)
-        run_phase(
-            stage="train",
-            classifier=model,
-            fit_phase=lambda setting: train_head(model, params.train, setting),
-            folder=paths.HEAD_MODEL,
-            params=params,
-            section=params.train,
-            environment=environment,
-            parent_run_id=None,
-            fresh=fresh,
-            log=get_logger("train"),
-        )
+        facts, identity = describe_phase(model, train, val, params, "train", environment, log)
+        record = RunRecord(**facts)
+        with (
+            open_checkpoint("train", identity, fresh=fresh, log=log) as checkpoint,
+            training_run(record, fresh=fresh) as mlflow_run,
+        ):
+            fitted = fit_phase(
+                model,
+                train,
+                val,
+                params,
+                "train",
+                environment=environment,
+                checkpoint=checkpoint,
+                on_epoch=lambda epoch: mlflow_run.log_epoch(epoch.epoch, asdict(epoch)),
+                log=log,
+            )
+            about_run = {"run_id": mlflow_run.run_id, "record": record.to_json()}
+            # before the run is completed: a tracking server that fails costs no training
+            save_phase(paths.HEAD_MODEL, model, fitted, run=about_run)
+            mlflow_run.log_result(
+                fitted.facts,
+                fitted.timing,
+                paths.HEAD_MODEL / MODEL_FILE,
+                {"learning_curves": learning_curves(fitted.facts)},
+            )
+    folder = paths.HEAD_MODEL.relative_to(paths.ROOT)
+    log.info(f"{fitted.summary}; {folder}, MLflow run {mlflow_run.run_id}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from src import evaluate, paths, predict, serve
 from src.evaluation.baseline import N_FEATURES
 from src.model import scorer
 from src.model.final import write_final
-from src.model.tta import logits_by_view
+from src.model.inference import logits_by_view
 from src.params import load_params
 from src.system.durable import MANIFEST, write_manifest
 from src.system.errors import VerificationError

@@ -4,9 +4,13 @@ A new backbone is one entry of :data:`BACKBONES`; ``tests/model/test_backbone.py
 entry must do.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import keras
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Backbone:
 
     build: Callable[[Any], Any]
     blocks: tuple[str, ...]
-    imagenet: "PinnedFile | None"
+    imagenet: PinnedFile | None
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,11 @@ class PinnedFile:
 
 
 def _resnet50(preprocessed: Any) -> Any:
-    import keras
-
     return keras.applications.ResNet50(include_top=False, weights=None, input_tensor=preprocessed)
 
 
 def _resnet_tiny(preprocessed: Any) -> Any:
     """ResNet50's plan with one bottleneck block a stage and an eighth of its channels."""
-    import keras
-
     x = _convolved(preprocessed, "conv1", n=8, size=7, stride=2)
     x = keras.layers.MaxPooling2D(3, strides=2, padding="same", name="pool1_pool")(x)
     for stage, n in enumerate((8, 16, 32, 64), start=2):
@@ -52,8 +52,6 @@ def _resnet_tiny(preprocessed: Any) -> Any:
 
 
 def _bottleneck(x: Any, name: str, *, n: int, stride: int) -> Any:
-    import keras
-
     shortcut = _convolved(x, f"{name}_0", n=4 * n, size=1, stride=stride, relu=False)
     x = _convolved(x, f"{name}_1", n=n, size=1, stride=stride)
     x = _convolved(x, f"{name}_2", n=n, size=3, stride=1)
@@ -63,8 +61,6 @@ def _bottleneck(x: Any, name: str, *, n: int, stride: int) -> Any:
 
 
 def _convolved(x: Any, name: str, *, n: int, size: int, stride: int, relu: bool = True) -> Any:
-    import keras
-
     x = keras.layers.Conv2D(n, size, strides=stride, padding="same", name=f"{name}_conv")(x)
     x = keras.layers.BatchNormalization(epsilon=1.001e-5, name=f"{name}_bn")(x)
     return keras.layers.Activation("relu", name=f"{name}_relu")(x) if relu else x

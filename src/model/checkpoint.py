@@ -6,10 +6,13 @@ used, and the log says what differs. A finished phase leaves its result there, s
 trained again when DVC, or a kill, takes its outputs away.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from logging import Logger
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src.system.durable import replacing
+from src import paths
+from src.params import Params
+from src.system.code import training_code_digest
+from src.system.determinism import Environment
+from src.system.durable import clear_leftovers, replacing
+from src.system.locks import taking_turns
 from src.system.nested import flatten
 
 Arrays = dict[str, list[NDArray[Any]]]
@@ -25,6 +33,8 @@ Facts = dict[str, Any]
 Identity = Mapping[str, Any]
 
 _MOST_NAMED = 3
+_CHANGES_ROUNDING = {"xla", "mixed_precision"}
+_IDENTIFIES_DATA = ("content_digest", "split_sha256")
 
 
 def work_key(identity: Identity) -> str:
@@ -32,13 +42,43 @@ def work_key(identity: Identity) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def files_digest(*files: Path) -> str:
-    """SHA-256 over names and bytes of ``files``; of a folder, its Python files."""
-    digest = hashlib.sha256()
-    for path in files:
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
-            digest.update(f"{file.name}\n".encode() + file.read_bytes())
-    return digest.hexdigest()
+def work_identity(
+    params: Params,
+    stage: str,
+    *,
+    dataset: Mapping[str, Any],
+    initial_sha256: str,
+    environment: Environment,
+) -> dict[str, Any]:
+    """All that the result of a phase depends on: where one of it differs, training starts fresh."""
+    return {
+        "params": recorded_params(params, stage),
+        "data": {name: dataset[name] for name in _IDENTIFIES_DATA},
+        "initial_weights": initial_sha256,
+        "environment": dict(environment),
+        "runtime": params.runtime.model_dump(include=_CHANGES_ROUNDING),
+        "code": training_code_digest(),
+    }
+
+
+def recorded_params(params: Params, stage: str) -> dict[str, Any]:
+    """Every parameter that the result of a stage depends on, its own and those of its head."""
+    sections = dict.fromkeys(("split", "model", "train", stage))
+    return {**params.sections(*sections), "cache": {"dtype": params.cache.dtype}}
+
+
+@contextmanager
+def open_checkpoint(
+    stage: str, identity: Identity, *, fresh: bool, log: Logger
+) -> Iterator[Checkpoint]:
+    """The state of a stage in this project; ``fresh`` forgets it. Two at once take turns."""
+    file = paths.CHECKPOINTS / f"{stage}.npz"
+    waiting = f"another {stage} runs in this folder: waits for it"
+    with taking_turns(file.with_suffix(".lock"), waiting=waiting, log=log):
+        clear_leftovers(file)
+        if fresh:
+            file.unlink(missing_ok=True)
+        yield Checkpoint(file, identity=identity, log=log)
 
 
 class Checkpoint:
@@ -79,10 +119,6 @@ class Checkpoint:
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             self.log.warning(f"starts fresh: {self.file.name} can't be read ({error})")
             return None
-
-    def discard(self) -> None:
-        """Forget the state."""
-        self.file.unlink(missing_ok=True)
 
     def _say_why(self, saved: Identity) -> None:
         differences = list(_differences(saved, self.identity))

@@ -13,12 +13,14 @@ Its kernel for the filter gradient is replaced in the same way, by products over
 :func:`src.model.phases.step_ways` says where this is used, docs/training.md what it gains.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import keras
+import keras
+import tensorflow as tf
 
 Gradient = Callable[[Any, Any, Any], Any]
 """input (n, h, w, c), kernel (k, k, c, o), gradient of the output → gradient."""
@@ -27,7 +29,7 @@ _IM2COL_PIXELS = 16  # up to 4×4 px the nine shifted copies of the input cost l
 
 
 @contextmanager
-def fast_input_gradients(model: "keras.Model") -> Iterator[None]:
+def fast_input_gradients(model: keras.Model) -> Iterator[None]:
     """Give every plain ``Conv2D`` of ``model`` fast gradients while the block runs.
 
     What is traced or run inside the block keeps them; the outputs are those of the stock layer, bit
@@ -46,17 +48,13 @@ def fast_input_gradients(model: "keras.Model") -> Iterator[None]:
             vars(layer).pop("convolution_op", None)
 
 
-def _conv2d_layers(model: "keras.Model") -> "list[keras.layers.Conv2D]":
-    import keras
-
+def _conv2d_layers(model: keras.Model) -> list[keras.layers.Conv2D]:
     nested = [layer for layer in model.layers if isinstance(layer, keras.Model)]
     plain = [layer for layer in model.layers if type(layer) is keras.layers.Conv2D]
     return plain + [layer for inner in nested for layer in _conv2d_layers(inner)]
 
 
-def _fast_convolution(layer: "keras.layers.Conv2D") -> Callable[[Any, Any], Any]:
-    import tensorflow as tf
-
+def _fast_convolution(layer: keras.layers.Conv2D) -> Callable[[Any, Any], Any]:
     stock = layer.convolution_op
 
     def convolution(inputs: Any, kernel: Any) -> Any:
@@ -78,7 +76,7 @@ def _fast_convolution(layer: "keras.layers.Conv2D") -> Callable[[Any, Any], Any]
     return convolution
 
 
-def _gradients(layer: "keras.layers.Conv2D", x: Any, k: Any) -> tuple[Gradient, Gradient] | None:
+def _gradients(layer: keras.layers.Conv2D, x: Any, k: Any) -> tuple[Gradient, Gradient] | None:
     """Fast input and filter gradient of this layer on this input; None where only stock will do."""
     height, width = x.shape[1:3]
     usual = (
@@ -107,8 +105,6 @@ def _pointwise_gradients(strides: tuple[int, int]) -> tuple[Gradient, Gradient]:
     Pooling over one pixel picks those, and its gradient puts them back: the same as slicing by the
     stride, several times faster.
     """
-    import tensorflow as tf
-
     strided = strides != (1, 1)
     pooling: dict[str, Any] = {
         "ksize": [1, 1, 1, 1],
@@ -134,16 +130,12 @@ def _pointwise_gradients(strides: tuple[int, int]) -> tuple[Gradient, Gradient]:
 
 def _turned_convolution(x: Any, k: Any, dy: Any) -> Any:  # noqa: ARG001
     """Input gradient of a 3×3 convolution, stride 1, padding ``same``."""
-    import tensorflow as tf
-
     turned = tf.transpose(tf.reverse(k, axis=[0, 1]), [0, 1, 3, 2])
     return tf.nn.conv2d(dy, turned, strides=1, padding="SAME")
 
 
 def _im2col_product(x: Any, k: Any, dy: Any) -> Any:
     """Filter gradient of a 3×3 convolution: nine shifted copies of the input, one product."""
-    import tensorflow as tf
-
     height, width = x.shape[1:3]
     padded = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
     shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
@@ -152,8 +144,6 @@ def _im2col_product(x: Any, k: Any, dy: Any) -> Any:
 
 
 def _stock_filter_gradient(x: Any, k: Any, dy: Any) -> Any:
-    import tensorflow as tf
-
     return tf.raw_ops.Conv2DBackpropFilter(
         input=x, filter_sizes=k.shape, out_backprop=dy, strides=[1, 1, 1, 1], padding="SAME"
     )
@@ -161,6 +151,4 @@ def _stock_filter_gradient(x: Any, k: Any, dy: Any) -> Any:
 
 def _pixel_rows(images: Any) -> Any:
     """(n, h, w, c) → (n·h·w, c)."""
-    import tensorflow as tf
-
     return tf.reshape(images, [-1, images.shape[-1]])

@@ -1,17 +1,17 @@
 """The classifier that is served: the same network with a calibrated probability as output."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from src.model.inference import MODEL_FILE
+import keras
+
+from src.model.inference import MODEL_FILE, averaged_over_views
 from src.model.saving import save_model
-from src.model.tta import averaged_over_views
 from src.system.durable import replacing_folder, write_json
 from src.system.errors import ProjectError
-
-if TYPE_CHECKING:
-    import keras
 
 CONTRACT_FILE = "contract.json"
 CONTRACT: Mapping[str, Any] = {
@@ -29,7 +29,7 @@ class ContractError(ProjectError):
     """A classifier expects other input, or gives other output, than this code works with."""
 
 
-def check_contract(recorded: Mapping[str, Any] | None, model: "keras.Model") -> None:
+def check_contract(recorded: Mapping[str, Any] | None, model: keras.Model) -> None:
     """Refuse a classifier whose recorded contract, or whose own input and output, differs.
 
     ``recorded`` is None where it was written before contracts were: those are of format 1.
@@ -54,13 +54,11 @@ def check_contract(recorded: Mapping[str, Any] | None, model: "keras.Model") -> 
             raise ContractError(f"the model's contract differs: {'; '.join(different)}; {_REMEDY}")
 
 
-def probability_classifier(model: "keras.Model", *, scale: float, shift: float) -> "keras.Model":
+def probability_classifier(model: keras.Model, *, scale: float, shift: float) -> keras.Model:
     """uint8 (n, 96, 96, 3) → probability of tumour (n, 1) float32: sigmoid(scale * logit + shift).
 
     ``scale`` > 0, so that no ranking changes (:mod:`src.evaluation.calibration`).
     """
-    import keras
-
     calibrated = keras.layers.Rescaling(scale, offset=shift, name="calibration", dtype="float32")(
         model.output
     )
@@ -70,7 +68,7 @@ def probability_classifier(model: "keras.Model", *, scale: float, shift: float) 
 
 def write_final(
     folder: Path,
-    model: "keras.Model",
+    model: keras.Model,
     operating_point: Mapping[str, Any],
     seen: Mapping[str, list[str]],
 ) -> None:

@@ -8,17 +8,17 @@ A map has one cell a position of the last feature map, a handful over the patch,
 seen more of the patch than the square it covers: it says roughly where, never which cell.
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import keras
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
-from src.model.classifier import FEATURE_SCALE
-from src.model.preprocessing import PATCH_SIZE_PX
-
-if TYPE_CHECKING:
-    import keras
+from src.model.classifier import FEATURE_SCALE, PATCH_SIZE_PX
 
 Floats = NDArray[np.float64]
 
@@ -43,7 +43,7 @@ _BATCH_PATCHES = 32
 
 
 def explain(
-    model: "keras.Model", patches: NDArray[np.uint8], for_tumour: NDArray[np.bool_]
+    model: keras.Model, patches: NDArray[np.uint8], for_tumour: NDArray[np.bool_]
 ) -> Explanation:
     """:func:`gradcam` of the patches, where it lies on them, and how much of it in the centre."""
     maps, seen_px = gradcam(model, patches, for_tumour), visible_px(model)
@@ -57,7 +57,7 @@ def explain(
 
 
 def gradcam(
-    model: "keras.Model", patches: NDArray[np.uint8], for_tumour: NDArray[np.bool_]
+    model: keras.Model, patches: NDArray[np.uint8], for_tumour: NDArray[np.bool_]
 ) -> Floats:
     """(n, h, w) evidence ≥ 0 at each position of the last feature map of a functional classifier.
 
@@ -68,7 +68,7 @@ def gradcam(
 
 
 def signed_evidence(
-    model: "keras.Model", patches: NDArray[np.uint8], for_tumour: NDArray[np.bool_]
+    model: keras.Model, patches: NDArray[np.uint8], for_tumour: NDArray[np.bool_]
 ) -> Floats:
     """The maps of :func:`gradcam` before what speaks against the decision is cut off."""
     features, gradients = feature_gradients(model, patches, for_tumour)
@@ -79,14 +79,14 @@ def signed_evidence(
 
 
 def feature_gradients(
-    model: "keras.Model", patches: NDArray[np.uint8], for_tumour: NDArray[np.bool_]
+    model: keras.Model, patches: NDArray[np.uint8], for_tumour: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The last feature map (n, h, w, c), and the gradient there of the logit that is explained."""
     features, gradients = zip(*_batches(model, patches, for_tumour), strict=True)
     return np.concatenate(features), np.concatenate(gradients)
 
 
-def _training_mean(model: "keras.Model", n_channels: int) -> NDArray[np.float32]:
+def _training_mean(model: keras.Model, n_channels: int) -> NDArray[np.float32]:
     """(c,) mean of each averaged channel over train, 0 where the head doesn't standardise."""
     if FEATURE_SCALE not in {layer.name for layer in model.layers}:
         return np.zeros(n_channels, np.float32)
@@ -95,7 +95,7 @@ def _training_mean(model: "keras.Model", n_channels: int) -> NDArray[np.float32]
     return mean[:n_channels]
 
 
-def visible_px(model: "keras.Model") -> int:
+def visible_px(model: keras.Model) -> int:
     """Side of the centred square of the patch that the model sees: 96 without a centre crop."""
     names = {layer.name for layer in model.layers}
     if "centre_crop" not in names:
@@ -149,11 +149,8 @@ def _overlap(n_cells: int, seen_px: int) -> Floats:
 
 
 def _batches(
-    model: "keras.Model", patches: NDArray[np.uint8], for_tumour: NDArray[np.bool_]
+    model: keras.Model, patches: NDArray[np.uint8], for_tumour: NDArray[np.bool_]
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    import keras
-    import tensorflow as tf
-
     feature_map = [layer.output for layer in model.layers if len(layer.output.shape) == 4][-1]
     trunk = keras.Model(model.input, feature_map)
     tail = keras.Model(feature_map, model.output)

@@ -1,19 +1,26 @@
-"""Loading a classifier that is verified as ours, and running it over packed patches."""
+"""Loading a classifier that is verified as ours, and running it over packed patches.
+
+Test-time augmentation is the mean logit over the 8 flips and rotations of the square. Logits are
+averaged, not probabilities: the mean can then be calibrated as a single logit is, and what is
+served stays logit → scale and shift → sigmoid.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from logging import Logger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
-from src.data.batches import N_VIEWS, ordered_batches
+from src.data.batches import N_VIEWS, ordered_batches, view_steps
+from src.data.dataset import LabelledPatches
 from src.system.durable import verify_folder
 from src.system.progress import progress
-
-if TYPE_CHECKING:
-    import keras
 
 MODEL_FILE = "model.keras"
 VIEWS_LAYER = "views"
@@ -22,15 +29,13 @@ VIEWS_LAYER = "views"
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
-def load_classifier(folder: Path) -> "keras.Model":
+def load_classifier(folder: Path) -> keras.Model:
     """Check ``folder`` against its manifest, then load its ``model.keras`` in safe mode."""
-    import keras
-
     verify_folder(folder)
     return keras.saving.load_model(folder / MODEL_FILE, compile=False, safe_mode=True)
 
 
-def forward_pass(model: "keras.Model") -> Forward:
+def forward_pass(model: keras.Model) -> Forward:
     """The model as a TensorFlow graph that is traced once and then used for any number of patches.
 
     The one way to score: evaluation, registration, prediction and the server all run this graph.
@@ -40,7 +45,6 @@ def forward_pass(model: "keras.Model") -> Forward:
     a fifth faster on a CPU, and the same to 1e-6. A model that looks at 8 views gets an eighth of
     the patches at a time: memory is that of n images. Safe to call from several threads.
     """
-    import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     patches = tf.TensorSpec([None, *model.input.shape[1:]], tf.uint8)
@@ -60,7 +64,7 @@ def forward_pass(model: "keras.Model") -> Forward:
 
 
 def predict_outputs(
-    model: "keras.Model",
+    model: keras.Model,
     pixels: NDArray[np.uint8],
     rows: NDArray[np.int64],
     *,
@@ -84,3 +88,55 @@ def predict_outputs(
             outputs[batch.positions[: batch.n_counted]] = values[: batch.n_counted]
             advance(batch.n_counted)
     return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+
+
+def logits_by_view(
+    model: keras.Model,
+    patches: LabelledPatches,
+    *,
+    all_views: bool,
+    batch_size: int,
+    log: Logger,
+) -> NDArray[np.float64]:
+    """(views, n) logits of a split: of its 8 views, or of the patch as it is alone.
+
+    By the graph that is served, up to the mean over the views.
+    """
+    logits = predict_outputs(
+        view_logits(model) if all_views else model,
+        patches.pixels,
+        patches.rows,
+        batch_size=batch_size,
+        log=log,
+        task=f"{patches.split}: scored",
+    )
+    return np.atleast_2d(logits.T)
+
+
+def view_logits(model: keras.Model) -> keras.Model:
+    """The same input, (n, 96, 96, 3) uint8, to the logits (n, 8) of its views.
+
+    Column 0 is the patch as it is. Of stock operations, so that it is saved and served like any
+    model. All views go through ``model`` as one batch of 8 n.
+    """
+    ops = keras.ops
+    patches = keras.Input(model.input.shape[1:], dtype="uint8", name="patch")
+    turned = ops.concatenate([_viewed(patches, view) for view in range(N_VIEWS)], axis=0)
+    turned = keras.layers.Identity(dtype="uint8", name=VIEWS_LAYER)(turned)
+    return keras.Model(patches, ops.transpose(ops.reshape(model(turned), (N_VIEWS, -1))))
+
+
+def averaged_over_views(model: keras.Model) -> keras.Model:
+    """The same input to the mean logit (n, 1) over its 8 views: the graph of :func:`view_logits`
+    and a mean."""
+    by_view = view_logits(model)
+    mean = keras.ops.mean(by_view.output, axis=-1, keepdims=True)
+    return keras.Model(by_view.input, mean, name="averaged_classifier")
+
+
+def _viewed(patches: Any, view: int) -> Any:
+    transpose, flip_rows, flip_columns = view_steps(view)
+    if transpose:
+        patches = keras.ops.transpose(patches, (0, 2, 1, 3))
+    flipped = [axis for axis, is_flipped in ((1, flip_rows), (2, flip_columns)) if is_flipped]
+    return keras.ops.flip(patches, axis=flipped) if flipped else patches

@@ -1,18 +1,20 @@
 """A trained phase on disk: model, ``fit.json``, ``timing.json``, ``run.json``, their manifest."""
 
+from __future__ import annotations
+
 import json
 import re
 import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import keras
 
 from src.model.inference import MODEL_FILE
+from src.model.training import Fitted
 from src.system.durable import replacing_folder, write_json
-
-if TYPE_CHECKING:
-    import keras
 
 FIT_FILE = "fit.json"
 TIMING_FILE = "timing.json"
@@ -25,21 +27,20 @@ _NO_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold
 
 def save_phase(
     folder: Path,
-    model: "keras.Model",
+    model: keras.Model,
+    fitted: Fitted,
     *,
-    fit: Mapping[str, Any],
-    timing: Mapping[str, Any],
     run: Mapping[str, Any],
 ) -> None:
     """Write a model folder whole or not at all."""
     with replacing_folder(folder) as temporary:
         save_model(model, temporary / MODEL_FILE)
-        write_json(temporary / FIT_FILE, dict(fit))
-        write_json(temporary / TIMING_FILE, dict(timing))
+        write_json(temporary / FIT_FILE, fitted.facts)
+        write_json(temporary / TIMING_FILE, fitted.timing)
         write_json(temporary / RUN_FILE, dict(run))
 
 
-def save_model(model: "keras.Model", path: Path) -> None:
+def save_model(model: keras.Model, path: Path) -> None:
     """Save as ``.keras``, with the same bytes for the same model.
 
     Keras' date is left out, and its numbers of shared objects, which are memory addresses, become

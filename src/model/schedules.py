@@ -1,12 +1,15 @@
-"""Learning-rate schedules: the rate of every step, as plain numbers.
+"""Learning-rate schedules, as plain numbers, and when to stop: what an epoch's scores decide.
 
 A new schedule is one entry of :data:`SCHEDULES` and its parameters in ``src.params``; the contract
 test in ``tests/model/test_schedules.py`` covers every entry.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from src import params
@@ -133,3 +136,49 @@ def make_schedule(
     """The schedule ``spec`` names, for a phase of ``epochs`` × ``steps_per_epoch`` steps."""
     shape = {"peak": peak, "steps_per_epoch": steps_per_epoch, "epochs": epochs}
     return SCHEDULES[spec.name](spec, **shape)
+
+
+_HIGHER_IS_BETTER = {"val_auroc": True, "val_loss": False}
+
+
+@dataclass
+class Patience:
+    """Follows one value over the epochs.
+
+    The best epoch is the one with the best value, however small its lead; an epoch resets the
+    patience only if it leads by more than ``min_delta``.
+    """
+
+    rule: params.EarlyStopping
+    best_epoch: int = 0
+    best: float = -math.inf
+    reference: float = -math.inf
+    epochs_waited: int = 0
+
+    def observe(self, epoch: int, values: dict[str, float]) -> bool:
+        """Take an epoch's values; True when it is the best so far."""
+        value = values[self.rule.monitor]
+        score = value if _HIGHER_IS_BETTER[self.rule.monitor] else -value
+        if score > self.reference + self.rule.min_delta:
+            self.reference = score
+            self.epochs_waited = 0
+        else:
+            self.epochs_waited += 1
+        if score <= self.best:
+            return False
+        self.best, self.best_epoch = score, epoch
+        return True
+
+    def state(self) -> dict[str, float | int]:
+        """What must be kept to go on after an interruption; ``Patience(rule, **state)``."""
+        return {
+            "best_epoch": self.best_epoch,
+            "best": self.best,
+            "reference": self.reference,
+            "epochs_waited": self.epochs_waited,
+        }
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether ``patience`` epochs have passed without a clear improvement."""
+        return self.epochs_waited >= self.rule.patience

@@ -1,15 +1,34 @@
-"""The compiled training step and the compiled forward pass of a tail."""
+"""The compiled training step and forward pass of a tail, and the ways in which they are computed.
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+One CPU, one GPU, or several GPUs of a host sharing each batch (``MirroredStrategy``): the same
+code. Everything that makes variables runs inside :func:`device_scope`. Several hosts are out of
+scope: Keras 3 doesn't train under ``MultiWorkerMirroredStrategy``.
 
-from src.model.averaging import BatchStatistics, WeightAverage
-from src.model.optimizers import make_optimizer, rate_groups
-from src.params import FinetuneParams, TrainParams
+Mixed precision computes the top blocks in bfloat16 and keeps their weights in float32. bfloat16 has
+float32's range, so no loss scaling is needed. GPUs before compute capability 8.0 (T4, V100, P100)
+have float16 alone and stay in float32.
+"""
 
-if TYPE_CHECKING:
-    import keras
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from src.model.classifier import LOGIT, boundary_layer
+from src.model.fast_gradient import fast_input_gradients
+from src.model.optimizers import BatchStatistics, WeightAverage, make_optimizer, rate_groups
+from src.params import FinetuneParams, RuntimeParams, TrainParams
+from src.system.errors import ProjectError
+
+_FIRST_CAPABILITY = (8, 0)  # of GPUs made for bfloat16
+
+
+class BatchNotDivisible(ProjectError):
+    """A batch can't be shared evenly by the GPUs."""
 
 
 def weighted_loss(
@@ -28,8 +47,6 @@ def weighted_loss(
     replicas of a batch, the shares give its loss. Labels y become y (1 - e) + e / 2, where e is
     ``label_smoothing`` (Szegedy et al. 2016, section 7).
     """
-    import tensorflow as tf
-
     smoothed = labels * (1 - label_smoothing) + label_smoothing / 2
     losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=smoothed, logits=logits)
     return tf.reduce_sum(losses * weights * counted) / n_counted
@@ -54,15 +71,13 @@ class TailStep:
 
     def __init__(
         self,
-        tail: "keras.Model",
+        tail: keras.Model,
         params: TrainParams,
         *,
         jit_compile: bool,
         jit_update: bool = False,
         backbone: str | None = None,
     ) -> None:
-        import tensorflow as tf
-
         rate_decay = params.rate_decay if isinstance(params, FinetuneParams) else 1.0
         self._tail = tail
         self._label_smoothing = params.label_smoothing
@@ -100,8 +115,6 @@ class TailStep:
         In a replica context the optimizers sum the gradients over the replicas, so with
         ``n_counted`` of the whole batch (see :func:`weighted_loss`) the step is that of the batch.
         """
-        import tensorflow as tf
-
         with tf.GradientTape() as tape:
             logits = self._tail(inputs, training=True)[:, 0]
             loss = weighted_loss(
@@ -140,3 +153,131 @@ class TailStep:
             return
         with self.averaging.in_place(), self._statistics.measured(inputs):
             yield
+
+
+def device_scope(n_gpus: int) -> AbstractContextManager[Any]:
+    """Variables made inside are kept alike on ``n_gpus`` GPUs; below two nothing changes."""
+    if n_gpus < 2:
+        return nullcontext()
+    return mirrored_scope([f"GPU:{i}" for i in range(len(tf.config.list_logical_devices("GPU")))])
+
+
+def mirrored_scope(devices: list[str]) -> AbstractContextManager[Any]:
+    """Variables made inside are kept alike on ``devices`` (``GPU:0``, …)."""
+    scope: AbstractContextManager[Any] = tf.distribute.MirroredStrategy(devices).scope()
+    return scope
+
+
+def in_replicas(step: TailStep, batch_size: int) -> TailStep | ReplicatedStep:
+    """``step`` for the devices of the scope this is called in.
+
+    Raises
+    ------
+    BatchNotDivisible
+        ``batch_size`` is no multiple of their number.
+    """
+    strategy = tf.distribute.get_strategy()
+    n = strategy.num_replicas_in_sync
+    if n == 1:
+        return step
+    if batch_size % n:
+        raise BatchNotDivisible(
+            f"batch_size must be a multiple of the {n} GPUs in use (got {batch_size}); "
+            "change it, or set runtime.device: gpu"
+        )
+    return ReplicatedStep(step, strategy)
+
+
+class ReplicatedStep:
+    """A :class:`TailStep` whose batches are cut into one share for each device.
+
+    The sum of the shares' losses and gradients is that of the batch, so a step is the same as on
+    one device, up to rounding and, with ``batch_norm: train``, statistics that are each share's.
+    """
+
+    def __init__(self, step: TailStep, strategy: tf.distribute.Strategy) -> None:
+        self._strategy = strategy
+        self.variables = step.variables
+        self.set_rate = step.set_rate
+        self.averaged = step.averaged
+        self.forward = step.forward
+
+        @tf.function(autograph=False)
+        def train(inputs: Any, labels: Any, weights: Any, counted: Any, n_counted: Any) -> Any:
+            shares = strategy.run(step.update, args=(inputs, labels, weights, counted, n_counted))
+            return strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
+
+        self._train = train
+
+    def train(self, inputs: Any, labels: Any, weights: Any, counted: Any) -> Any:
+        """(inputs, labels, weights, counted) of a whole batch → its loss, a scalar tensor."""
+        n_counted = counted.sum()
+        shares = [self._shared(values) for values in (inputs, labels, weights, counted)]
+        return self._train(*shares, n_counted)
+
+    def _shared(self, values: Any) -> Any:
+        size = len(values) // self._strategy.num_replicas_in_sync
+
+        def share(context: Any) -> Any:
+            start = context.replica_id_in_sync_group * size
+            return tf.convert_to_tensor(values[start : start + size])
+
+        return self._strategy.experimental_distribute_values_from_function(share)
+
+
+def step_ways(runtime: RuntimeParams, *, backbone: str, depth: int, n_gpus: int) -> dict[str, bool]:
+    """How a step is computed: gradients the fast way, XLA in all or in part, bfloat16.
+
+    By what was measured (the table in docs/training.md): on a CPU fast gradients wherever there are
+    float32 convolutions to train, and XLA for the optimizer alone; on one GPU XLA for the whole
+    step, on several none. Where nothing is frozen and ``runtime.deterministic`` is set, never for
+    the whole step: TensorFlow has no deterministic gradient of the stem's max pooling under XLA.
+    """
+    bfloat16 = uses_bfloat16(runtime.mixed_precision)
+    pooling_learns = boundary_layer(backbone=backbone, depth=depth) is None
+    possible = n_gpus < 2 and not (pooling_learns and runtime.deterministic)
+    by_default = depth > 0 and n_gpus == 1
+    return {
+        "fast_gradient": depth > 0 and n_gpus == 0 and not bfloat16,
+        "xla": possible and {"on": True, "off": False}.get(runtime.xla, by_default),
+        "xla_update": depth > 0 and n_gpus < 2 and runtime.xla != "off",
+        "bfloat16": bfloat16,
+    }
+
+
+@contextmanager
+def stepping(tail: keras.Model, how: Mapping[str, bool]) -> Iterator[None]:
+    """What is traced inside computes ``tail`` in the ways that :func:`step_ways` chose."""
+    with (
+        fast_input_gradients(tail) if how["fast_gradient"] else nullcontext(),
+        bfloat16_layers(tail) if how["bfloat16"] else nullcontext(),
+    ):
+        yield
+
+
+def uses_bfloat16(setting: Literal["auto", "on", "off"]) -> bool:
+    """Whether to train in bfloat16; ``auto``: where every visible GPU is made for it."""
+    if setting != "auto":
+        return setting == "on"
+    gpus = tf.config.get_visible_devices("GPU")
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    return bool(gpus) and all(
+        detail.get("compute_capability", (0, 0)) >= _FIRST_CAPABILITY for detail in details
+    )
+
+
+@contextmanager
+def bfloat16_layers(model: keras.Model) -> Iterator[None]:
+    """Every layer but the logit computes in bfloat16 while the block runs; variables don't change.
+
+    Layers whose policy was changed get their own back, so that a saved file is the same.
+    """
+    layers = [layer for layer in model.layers if layer.name != LOGIT]
+    before = [layer.dtype_policy for layer in layers]
+    try:
+        for layer in layers:
+            layer.dtype_policy = keras.DTypePolicy("mixed_bfloat16")
+        yield
+    finally:
+        for layer, policy in zip(layers, before, strict=True):
+            layer.dtype_policy = policy

@@ -1,9 +1,11 @@
 """Initial weights of the backbone, and a digest of weights that doesn't depend on file formats."""
 
+from __future__ import annotations
+
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,15 +15,12 @@ from src.params import ModelParams
 from src.system.durable import sha256_file
 from src.system.errors import ProjectError
 
-if TYPE_CHECKING:
-    import keras
-
 
 class WeightsError(ProjectError):
     """The initial weights asked for can't be had. Never replaced by others in silence."""
 
 
-def load_initial_weights(model: "keras.Model", params: ModelParams) -> None:
+def load_initial_weights(model: keras.Model, params: ModelParams) -> None:
     """Put the weights that ``params.weights`` names into the backbone of ``model``.
 
     ``none`` leaves the random weights the model was built with. ``imagenet`` downloads Keras' file
@@ -44,7 +43,7 @@ def load_initial_weights(model: "keras.Model", params: ModelParams) -> None:
     _load_backbone(model, file, params)
 
 
-def weights_sha256(model: "keras.Model") -> str:
+def weights_sha256(model: keras.Model) -> str:
     """SHA-256 over path, dtype, shape and values of every weight, in the model's order."""
     digest = hashlib.sha256()
     for variable in model.weights:
@@ -55,8 +54,6 @@ def weights_sha256(model: "keras.Model") -> str:
 
 
 def _download(pinned: PinnedFile | None, *, backbone: str) -> Path:
-    import keras
-
     if pinned is None:
         raise WeightsError(f"no ImageNet weights are known for {backbone}; set model.weights: none")
     try:
@@ -88,9 +85,7 @@ def _md5(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _load_backbone(model: "keras.Model", file: Path, params: ModelParams) -> None:
-    import keras
-
+def _load_backbone(model: keras.Model, file: Path, params: ModelParams) -> None:
     # loaded through a bare backbone: in ours, layers before and after would shift the order by
     # which Keras matches a weights file
     size = (params.input_size, params.input_size, 3)

@@ -1,20 +1,20 @@
-"""One parent run a study and one nested run a trial, so that ``mlflow ui`` compares all trials.
+"""One parent run per study and one nested run per trial, so that ``mlflow ui`` compares all trials.
 
-The parent belongs to the process that opened it first; a second ``src.tune`` on the same study uses
-it without ending it. Runs whose process is gone are ended as KILLED by whoever comes next.
+Several commands may work on a study: they share its run, which each sets RUNNING when it begins and
+ends when it leaves. Runs whose process is gone are ended as KILLED by whoever comes next.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from logging import Logger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from src.system.log import get_logger
 from src.system.nested import flatten
 from src.tracking.lifecycle import (
-    PARAMS_A_BATCH,
-    batches,
     begin,
     close_orphans,
     ending,
@@ -28,32 +28,22 @@ from src.tracking.records import LONGEST_PARAM, WORK_KEY, RunRecord, run_tags
 from src.tracking.runs import MODEL_NAME, TrainingRun, describe, pictures_of_fit
 from src.tracking.store import Store, TrackingError, connect, reporting
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 STUDY_STAGE = "tune"
 TRIAL_STAGE = "trial"
 
 _STATE = "trial_state"
-_MODEL = "model_weights_sha256"  # of the model the run has
-_BEST_MODEL_RUN = "best_model_run_id"
+_HAS_MODEL = "has_model"
+_SOURCE = {"mlflow.source.name": "python -m src.tune", "mlflow.source.type": "LOCAL"}
 _STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
-@contextmanager
-def study_run(
-    study: str,
-    *,
-    key: str,
-    params: Mapping[str, Any],
-    tags: Mapping[str, str],
-    alone: Callable[[], AbstractContextManager[Any]],
-) -> Iterator[str]:
-    """Begin, or go on with, the parent run of a study; yields its id.
+def open_study_run(
+    study: str, *, key: str, params: Mapping[str, Any], tags: Mapping[str, str]
+) -> str:
+    """Begin the parent run of a study, or set it RUNNING again; its id.
 
-    ``key`` tells studies apart that have the same name. ``alone`` is a lock that all processes of
-    the study share: of several that start at once, one begins the run. Left as FINISHED, FAILED or
-    KILLED.
+    ``key`` tells studies of the same name apart. The caller holds the study's lock, so that of
+    several commands that start at once one begins the run.
 
     Raises
     ------
@@ -61,86 +51,37 @@ def study_run(
         The store can't be reached.
     """
     store = connect()
-    with reporting("did not take the run of a study"), alone():
+    with reporting("did not take the run of a study"):
         close_dead()
-        run = _run_of(store, key)
-        is_joined = run is not None and run.info.status == "RUNNING"
-        run_id = str(run.info.run_id) if is_joined else _begin_study(store, run, study, key, tags)
-        if not is_joined:
-            _log_params(store, run_id, params)
-    with _joined(store, run_id) if is_joined else _ending(store, run_id):
-        yield run_id
-
-
-def _begin_study(store: Store, run: Any, study: str, key: str, tags: Mapping[str, str]) -> str:
-    if run is not None:
-        return _begin_again(store, run)
-    all_tags = {
-        "mlflow.source.name": "python -m src.tune",
-        "mlflow.source.type": "LOCAL",
-        "stage": STUDY_STAGE,
-        "study": study,
-        WORK_KEY: key,
-        **tags,
-    }
-    return begin(store, f"tune {study}", all_tags)
+        of_study = f"tags.{WORK_KEY} = '{key}' and tags.stage = '{STUDY_STAGE}'"
+        found = store.client.search_runs([store.experiment_id], of_study, max_results=1)
+        if found:
+            run_id = str(found[0].info.run_id)
+            set_tags(store, run_id, process_tags())
+            store.client.update_run(run_id, status="RUNNING")
+            return run_id
+        all_tags = {"stage": STUDY_STAGE, "study": study, WORK_KEY: key, **_SOURCE, **tags}
+        run_id = begin(store, f"tune {study}", all_tags)
+        for name, value in flatten(params).items():
+            store.client.log_param(run_id, name, str(value)[:LONGEST_PARAM])
+        return run_id
 
 
 @contextmanager
-def _ending(store: Store, run_id: str) -> Iterator[None]:
-    """End the run; a store that is gone by then costs a warning, not what the study found."""
+def ending_study_run(run_id: str) -> Iterator[None]:
+    """End the run, and those of dead workers; a store that is gone by then costs a warning."""
     is_done = False
     try:
-        with ending(store, run_id):
+        with ending(connect(), run_id):
             yield
             is_done = True
     except TrackingError as error:
         if not is_done:
             raise
         get_logger("tracking").warning(f"{error}; it is ended at the next start")
-
-
-@contextmanager
-def _joined(store: Store, run_id: str) -> Iterator[None]:
-    """Leave the run to the process that began it, unless that is gone: killed, it had not ended."""
-    yield
-    try:
-        with reporting(f"did not take the end of run {run_id}"):
+    finally:
+        with suppress(TrackingError):  # the next command closes them
             close_dead()
-            if store.client.get_run(run_id).info.status in ("KILLED", "FAILED"):
-                store.client.set_terminated(run_id, status="FINISHED")
-    except TrackingError as error:
-        get_logger("tracking").warning(f"{error}")
-
-
-def _run_of(store: Store, key: str) -> Any:
-    found = store.client.search_runs(
-        [store.experiment_id],
-        filter_string=f"tags.{WORK_KEY} = '{key}' and tags.stage = '{STUDY_STAGE}'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    return found[0] if found else None
-
-
-def _begin_again(store: Store, run: Any) -> str:
-    run_id = str(run.info.run_id)
-    set_tags(store, run_id, process_tags())
-    store.client.update_run(run_id, status="RUNNING")
-    return run_id
-
-
-def _log_params(store: Store, run_id: str, params: Mapping[str, Any]) -> None:
-    from mlflow.entities import Param
-
-    known = store.client.get_run(run_id).data.params
-    entities = [
-        Param(name, str(value)[:LONGEST_PARAM])
-        for name, value in flatten(params).items()
-        if name not in known  # a budget may be raised, but MLflow's params can't be
-    ]
-    for batch in batches(entities, PARAMS_A_BATCH):
-        store.client.log_batch(run_id, params=batch)
 
 
 def close_dead() -> None:
@@ -164,32 +105,18 @@ class TrialRun:
         """The run's id; None where the store didn't take it."""
         return self._run.run_id if self._run is not None else None
 
-    def begin(
-        self,
-        record: RunRecord,
-        *,
-        study: str,
-        number: int,
-        study_run_id: str,
-        retry_of: int | None,
-    ) -> None:
-        """Create the run, with all that is known before anything is trained."""
-        tags = {
-            **run_tags(record),
-            "mlflow.source.name": "python -m src.tune",
-            "mlflow.parentRunId": study_run_id,
-            "stage": TRIAL_STAGE,
-            "study": study,
-            "trial": str(number),
-            _STATE: "running",
-            **({"retry_of": str(retry_of)} if retry_of is not None else {}),
-        }
-        with self._warning():
+    def begin(self, record: RunRecord, *, parent_run_id: str, tags: Mapping[str, str]) -> None:
+        """Create the run, with all that is known before anything is trained.
+
+        ``tags``: ``study``, ``trial`` (its number), and ``retry_of`` where it stands in for one.
+        """
+        about = {"mlflow.parentRunId": parent_run_id, "stage": TRIAL_STAGE, _STATE: "running"}
+        with self._warning("did not take a new run"):
             store = connect()
-            with reporting("did not take a new run"):
-                run_id = begin(store, f"trial {number}", tags)
-                self._store, self._run = store, TrainingRun(store, run_id)
-                describe(store, run_id, record)
+            all_tags = {**run_tags(record), **_SOURCE, **about, **tags}
+            run_id = begin(store, f"trial {tags['trial']}", all_tags)
+            self._store, self._run = store, TrainingRun(store, run_id)
+            describe(store, run_id, record)
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of one epoch, counted from 1."""
@@ -208,69 +135,35 @@ class TrialRun:
         if self._store is None or self._run is None:
             return
         store, run_id = self._store, self._run.run_id
-        with self._warning(), reporting(f"did not take the end of run {run_id}"):
-            if value is not None:
-                log_metrics(store, run_id, {"objective": value})
+        with self._warning(f"did not take the end of run {run_id}"):
             tags = {_STATE: state, **({"reason": reason} if reason else {})}
+            metrics = {} if value is None else {"objective": value}
             if fit is not None:
                 tags["final_weights_sha256"] = str(fit["final_weights_sha256"])
                 best = fit["history"][fit["best_epoch"] - 1]
-                summary = {f"best_{name}": best[name] for name in ("val_auroc", "val_loss")}
-                log_metrics(store, run_id, {**summary, "best_epoch": fit["best_epoch"]})
+                metrics |= {f"best_{name}": best[name] for name in ("val_auroc", "val_loss")}
+                metrics["best_epoch"] = fit["best_epoch"]
                 log_pictures(store, run_id, pictures_of_fit(fit))
+            log_metrics(store, run_id, metrics)
             set_tags(store, run_id, tags)
             store.client.set_terminated(run_id, status=_STATUS[state])
 
-    def log_weights(self, model_path: Path, sha256: str) -> None:
-        """Log the trial's model; ``sha256`` is the digest of its weights."""
+    def log_model(self, model_path: Path) -> None:
+        """Log the trial's model."""
         if self._store is None or self._run is None:
             return
-        with self._warning(), reporting(f"did not take the model of run {self._run.run_id}"):
-            _log_model(self._store, self._run.run_id, model_path, sha256)
+        run_id = self._run.run_id
+        with self._warning(f"did not take the model of run {run_id}"):
+            log_model(self._store, model_path, name=MODEL_NAME, run_id=run_id, extras={})
+            set_tags(self._store, run_id, {_HAS_MODEL: "yes"})
 
     @contextmanager
-    def _warning(self) -> Iterator[None]:
+    def _warning(self, what_failed: str) -> Iterator[None]:
         try:
-            yield
+            with reporting(what_failed):
+                yield
         except TrackingError as error:
             self._log.warning(f"{error}")
-
-
-def has_model(run_id: str, sha256: str) -> bool:
-    """Whether a trial's run has the model with these weights.
-
-    Raises
-    ------
-    TrackingError
-        The store can't say.
-    """
-    store = connect()
-    with reporting(f"can't read run {run_id}"):
-        return bool(store.client.get_run(run_id).data.tags.get(_MODEL) == sha256)
-
-
-def log_best_model(study_run_id: str, run_id: str, model_path: Path, *, sha256: str) -> None:
-    """Log the model of a study's best trial, in place of the one that was best before.
-
-    Raises
-    ------
-    TrackingError
-        The store doesn't take it.
-    """
-    store = connect()
-    with reporting(f"did not take the model of run {run_id}"):
-        former = store.client.get_run(study_run_id).data.tags.get(_BEST_MODEL_RUN)
-        _log_model(store, run_id, model_path, sha256)
-        set_tags(store, study_run_id, {_BEST_MODEL_RUN: run_id})
-        if former is not None and former != run_id:
-            delete_models(store, former)
-            set_tags(store, former, {_MODEL: ""})
-
-
-def _log_model(store: Store, run_id: str, model_path: Path, sha256: str) -> None:
-    delete_models(store, run_id)
-    log_model(store, model_path, name=MODEL_NAME, run_id=run_id, extras={})
-    set_tags(store, run_id, {_MODEL: sha256})  # last: the model is whole
 
 
 def log_study(
@@ -279,9 +172,12 @@ def log_study(
     metrics: Mapping[str, float],
     tags: Mapping[str, str],
     folder: Path,
-    figures: "Mapping[str, Figure]",
+    only_model_of: str | None,
 ) -> None:
-    """Log what a study found: best values, pictures, and the files of its report.
+    """Log what a study found: numbers, and the files of its report.
+
+    With ``only_model_of`` (a trial's run), the models of trials that were the best before it are
+    deleted.
 
     Raises
     ------
@@ -291,8 +187,11 @@ def log_study(
     store = connect()
     with reporting(f"did not take the result of run {run_id}"):
         log_metrics(store, run_id, metrics)
-        log_pictures(store, run_id, figures)
-        for file in sorted(folder.iterdir()):
-            if file.suffix in (".yaml", ".csv", ".html", ".json"):
-                store.client.log_artifact(run_id, str(file), "report")
+        store.client.log_artifacts(run_id, str(folder), "report")
         set_tags(store, run_id, tags)
+        if only_model_of is not None:
+            of_study = f"tags.mlflow.parentRunId = '{run_id}' and tags.{_HAS_MODEL} = 'yes'"
+            for run in store.client.search_runs([store.experiment_id], of_study):
+                if run.info.run_id != only_model_of:
+                    delete_models(store, run.info.run_id)
+                    set_tags(store, run.info.run_id, {_HAS_MODEL: "no"})

@@ -1,1 +1,1 @@
-"""The search behind ``python -m src.tune``: space, study, trials, workers, reports."""
+"""The search of ``python -m src.tune``, on Optuna's own means."""

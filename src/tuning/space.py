@@ -1,17 +1,22 @@
 """Between ``params.yaml``'s space and Optuna: distributions, and what a trial's values mean."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from src.model.backbone import BACKBONES
+from optuna import Trial
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial
+
 from src.params import Choice, Dimension, LinearRange, LogRange, Params, ParamsError
 from src.system.errors import ProjectError
-
-if TYPE_CHECKING:
-    from optuna import Trial
-    from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial
 
 Space = Mapping[str, Dimension]
 
@@ -21,22 +26,16 @@ _DEPTH = "finetune.depth"
 _DIGITS = 3  # significant ones of a number drawn from a range: what is trained is what is applied
 
 
-class SpaceError(ProjectError):
-    """The space asks for what the model can't have."""
+class TuneError(ProjectError):
+    """A search that can't begin, go on, or be applied."""
 
 
-def distributions(space: Space) -> "dict[str, BaseDistribution]":
+def distributions(space: Space) -> dict[str, BaseDistribution]:
     """The space as Optuna draws from it, in its order."""
     return {name: _distribution(dimension) for name, dimension in space.items()}
 
 
-def _distribution(dimension: Dimension) -> "BaseDistribution":
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
-
+def _distribution(dimension: Dimension) -> BaseDistribution:
     if isinstance(dimension, Choice):
         return CategoricalDistribution([_label(value) for value in dimension.choice])
     if isinstance(dimension, LogRange):
@@ -48,14 +47,8 @@ def _distribution(dimension: Dimension) -> "BaseDistribution":
     return FloatDistribution(low, high)
 
 
-def draw(trial: "Trial", space: Space) -> dict[str, Any]:
+def draw(trial: Trial, space: Space) -> dict[str, Any]:
     """Let Optuna draw every dimension; the values that the trial is run with."""
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
-
     for name, distribution in distributions(space).items():
         if isinstance(distribution, CategoricalDistribution):
             trial.suggest_categorical(name, distribution.choices)
@@ -83,7 +76,7 @@ def _value(dimension: Dimension, drawn: Any, *, exact: bool) -> Any:
     return min(max(float(f"{drawn:.{_DIGITS}g}"), low), high)
 
 
-def trial_values(space: Space, trial: "FrozenTrial") -> dict[str, Any] | None:
+def trial_values(space: Space, trial: FrozenTrial) -> dict[str, Any] | None:
     """The values a trial was run with; None where not all were drawn yet."""
     if not set(space) <= set(trial.params):
         return None
@@ -136,20 +129,3 @@ def depths(params: Params) -> list[int]:
         return [params.finetune.depth]
     ends = [int(str(end)) for end in dimension.ends]
     return ends if isinstance(dimension, Choice) else list(range(ends[0], ends[1] + 1))
-
-
-def check_depths(params: Params) -> None:
-    """Refuse depths that the backbone hasn't.
-
-    Raises
-    ------
-    SpaceError
-        Names the depth and the backbone's blocks.
-    """
-    n_blocks = len(BACKBONES[params.model.backbone].blocks)
-    deepest = max(depths(params))
-    if deepest > n_blocks:
-        raise SpaceError(
-            f"tune.space.finetune.depth must be ≤ {n_blocks}, the residual blocks of "
-            f"{params.model.backbone} (got {deepest})"
-        )

@@ -38,9 +38,9 @@ def _at_call(owner: Any, name: str, number: int, then: Callable[..., None] = die
 
 
 def _in_cache_fill() -> None:
-    from src.model.activations import ActivationFile
+    from src.model.activations import Blocks
 
-    _at_call(ActivationFile, "write_ledger", 2)
+    _at_call(Blocks, "write", 3)
 
 
 def _before_the_first_checkpoint() -> None:
@@ -71,7 +71,7 @@ def _between_write_and_rename() -> None:
 
 
 def _after_a_checkpoint_within_an_epoch() -> None:
-    from src.model.loop import Training
+    from src.model.training import Training
 
     _at_call(Training, "_step", 5)
 

@@ -1,7 +1,8 @@
 """Small models and patches for the model room's tests."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
 
 from src import paths
@@ -15,9 +16,6 @@ from src.params import (
     TrainParams,
     load_params,
 )
-
-if TYPE_CHECKING:
-    import keras
 
 SMALL = ModelParams(
     backbone="resnet50", weights="none", input_size=32, centre_crop=None, pooling="avg", dropout=0.2
@@ -55,13 +53,11 @@ def _sample() -> Params:
     return load_params(paths.ROOT / "presets" / "sample.yaml")
 
 
-def small_tail() -> "keras.Model":
+def small_tail() -> keras.Model:
     """Four dense layers named as ResNet50's stem, its top two blocks and the head: (n, 4) → logit.
 
     The same weights at every call.
     """
-    import keras
-
     keras.utils.set_random_seed(5)
     inputs = x = keras.Input((4,))
     for name in ("conv1_conv", "conv5_block2_1_conv", "conv5_block3_1_conv"):

@@ -1,9 +1,13 @@
 """The classifier against the same computation done apart, and what is frozen in it."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from src.model.backbone import BACKBONES, block_of
+from src.model.classifier import build_classifier, cut, unfreeze
+from src.model.weights import weights_sha256
 from tests.model.support import SMALL, random_patches
 
 pytestmark = pytest.mark.tensorflow
@@ -11,21 +15,15 @@ pytestmark = pytest.mark.tensorflow
 
 @pytest.fixture(scope="module")
 def model():
-    from src.model.classifier import build_classifier
-
     return build_classifier(SMALL)
 
 
 def _resized(patches: np.ndarray) -> np.ndarray:
-    import tensorflow as tf
-
     return tf.image.resize(patches.astype("float32"), (32, 32)).numpy()
 
 
 def test_model_equals_preprocessing_backbone_and_head_done_apart(model):
     """Catches double, missing or misordered scaling."""
-    import keras
-
     patches = random_patches(3)
     backbone = keras.applications.ResNet50(
         include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg"
@@ -44,8 +42,6 @@ def test_model_equals_preprocessing_backbone_and_head_done_apart(model):
 @pytest.mark.parametrize("size", [{"centre_crop": 64}, {"input_size": 64}, {}])
 def test_calling_without_a_training_flag_is_inference(size):
     """Catches Keras' resizing layers, which put BatchNorm into training mode unasked."""
-    from src.model.classifier import build_classifier
-
     model = build_classifier(SMALL.model_copy(update=size))
     patches = random_patches(2)
     before = [w.numpy().copy() for w in model.weights]
@@ -56,8 +52,6 @@ def test_calling_without_a_training_flag_is_inference(size):
 
 def test_centre_crop_sees_the_centre_only():
     """Catches a crop that is off the labelled centre."""
-    from src.model.classifier import build_classifier
-
     model = build_classifier(SMALL.model_copy(update={"centre_crop": 32}))
     model.get_layer("logit").set_weights([np.ones((2048, 1)), np.zeros(1)])
     patches = random_patches(1)
@@ -75,8 +69,6 @@ def test_centre_crop_sees_the_centre_only():
 
 def test_saved_model_holds_stock_layers_only_and_gives_the_same_logits(model, tmp_path):
     """Catches a custom layer, which would need our code wherever the model is loaded."""
-    import keras
-
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     assert {type(layer).__module__.split(".")[0] for layer in loaded.layers} == {"keras"}
@@ -100,8 +92,6 @@ def _freed_blocks(model) -> set[str]:
 )
 def test_depth_counts_residual_blocks_from_the_top(model, depth, lowest, n_blocks):
     """Catches freezing by layer position, which cuts through blocks."""
-    from src.model.freezing import unfreeze
-
     unfreeze(model, backbone="resnet50", depth=depth, batch_norm="train")
     freed = _freed_blocks(model)
     assert len(freed) == n_blocks
@@ -112,16 +102,12 @@ def test_depth_counts_residual_blocks_from_the_top(model, depth, lowest, n_block
 @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
 def test_depth_zero_frees_the_head_alone(model, batch_norm):
     """Catches layers[-0:], which frees everything."""
-    from src.model.freezing import unfreeze
-
     unfreeze(model, backbone="resnet50", depth=0, batch_norm=batch_norm)
     assert [w.path for w in model.trainable_weights] == ["logit/kernel", "logit/bias"]
 
 
 def test_frozen_batch_norm_keeps_scale_and_statistics(model):
     """Catches a BatchNorm mode that freezes its parameters but not its statistics."""
-    from src.model.freezing import unfreeze
-
     unfreeze(model, backbone="resnet50", depth=1, batch_norm="frozen")
     names = {w.path.split("/")[-1] for w in model.trainable_weights}
     assert names == {"kernel", "bias"}
@@ -135,8 +121,6 @@ def test_frozen_batch_norm_keeps_scale_and_statistics(model):
 @pytest.mark.parametrize("depth", range(17))
 def test_trunk_then_tail_is_the_whole_model(model, depth):
     """Catches a cut that loses a shortcut."""
-    from src.model.freezing import cut
-
     patches = random_patches(2)
     trunk, tail = cut(model, backbone="resnet50", depth=depth)
     inputs = patches if trunk is None else trunk(patches, training=False)
@@ -146,9 +130,6 @@ def test_trunk_then_tail_is_the_whole_model(model, depth):
 
 def test_weights_digest_follows_the_values():
     """Catches a digest of file bytes, which differ for equal weights."""
-    from src.model.classifier import build_classifier
-    from src.model.weights import weights_sha256
-
     model = build_classifier(SMALL)
     first = weights_sha256(model)
     assert weights_sha256(model) == first

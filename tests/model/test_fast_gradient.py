@@ -1,8 +1,12 @@
 """Fast gradients of every convolution of ResNet50 against the stock layer's."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from src.model.classifier import build_classifier, cut, unfreeze
+from src.model.fast_gradient import fast_input_gradients
 from tests.model.support import SMALL, random_patches
 
 pytestmark = pytest.mark.tensorflow
@@ -44,8 +48,6 @@ OTHER_SHAPES = [
 
 
 def _single(kernel, stride, padding, n_in, n_out, size, **options):
-    import keras
-
     inputs = keras.Input((size, size, n_in))
     layer = keras.layers.Conv2D(n_out, kernel, strides=stride, padding=padding, **options)
     return keras.Model(inputs, layer(inputs))
@@ -53,7 +55,6 @@ def _single(kernel, stride, padding, n_in, n_out, size, **options):
 
 def _gradients(model, x, *, seed=0, compiled=False):
     """Output, and gradients by input, kernel and bias of a fixed random weighting of the output."""
-    import tensorflow as tf
 
     @tf.function(
         input_signature=[tf.TensorSpec([None, *x.shape[1:]], x.dtype)], jit_compile=compiled
@@ -71,8 +72,6 @@ def _gradients(model, x, *, seed=0, compiled=False):
 
 
 def _fast(model, x, **options):
-    from src.model.fast_gradient import fast_input_gradients
-
     with fast_input_gradients(model):
         return _gradients(model, x, **options)
 
@@ -88,10 +87,6 @@ def _input(shape, n=N):
 
 def _conv_shapes(input_size):
     """What the classifier of this input size is made of, by looking at it."""
-    import keras
-
-    from src.model.classifier import build_classifier
-
     model = build_classifier(SMALL.model_copy(update={"input_size": input_size}))
     return {
         (
@@ -135,10 +130,6 @@ def test_the_same_under_xla(shape):
 
 def test_the_same_eagerly():
     """Catches code that only works while a graph is traced."""
-    import tensorflow as tf
-
-    from src.model.fast_gradient import fast_input_gradients
-
     model, x = _single(3, 1, "same", 4, 6, 5), tf.constant(_input((3, 1, "same", 4, 6, 5)))
     gradients = []
     for fast in (False, True):
@@ -155,8 +146,6 @@ def test_the_same_eagerly():
 
 
 def _operations(model, shape):
-    import tensorflow as tf
-
     @tf.function
     def step(x):
         with tf.GradientTape() as tape:
@@ -182,10 +171,6 @@ def _operations(model, shape):
 )
 def test_only_what_is_recognised_leaves_stock(kernel, options, is_fast):
     """Catches a formula used outside what it holds for, and one that is never used."""
-    import keras
-
-    from src.model.fast_gradient import fast_input_gradients
-
     inputs = keras.Input((5, 5, 4))
     model = keras.Model(inputs, keras.layers.Conv2D(6, kernel, **options)(inputs))
     stock = _operations(model, (5, 5, 4))
@@ -197,8 +182,6 @@ def test_only_what_is_recognised_leaves_stock(kernel, options, is_fast):
 
 def test_layers_are_stock_again_after_an_error():
     """Catches a shadowed operation that outlives the block, and one lost by an inner block."""
-    from src.model.fast_gradient import fast_input_gradients
-
     model = _single(1, 1, "valid", 4, 6, 5)
     layer = model.layers[1]
     with fast_input_gradients(model):
@@ -212,10 +195,6 @@ def test_layers_are_stock_again_after_an_error():
 
 def test_model_saved_inside_or_after_the_block_is_plain(tmp_path):
     """Catches anything of ours in the saved file."""
-    import keras
-
-    from src.model.fast_gradient import fast_input_gradients
-
     model, x = _single(1, 1, "valid", 4, 6, 5), _input((1, 1, "valid", 4, 6, 5))
     before = model.to_json()
     with fast_input_gradients(model):
@@ -231,12 +210,6 @@ def test_model_saved_inside_or_after_the_block_is_plain(tmp_path):
 
 def test_tail_of_the_classifier():
     """Catches a layer that is left out, and shared variables that are not: the whole step."""
-    import tensorflow as tf
-
-    from src.model.classifier import build_classifier
-    from src.model.fast_gradient import fast_input_gradients
-    from src.model.freezing import cut, unfreeze
-
     model = build_classifier(SMALL.model_copy(update={"dropout": 0.0}))
     model.get_layer("logit").kernel.assign(np.linspace(-1, 1, 2048, dtype="f")[:, None])
     unfreeze(model, backbone="resnet50", depth=3, batch_norm="frozen")

@@ -1,9 +1,19 @@
 """Grad-CAM's gradient against differences, and maps placed where the patch was seen."""
 
+import keras
 import numpy as np
 import pytest
 
-from src.model.gradcam import centre_area, centre_share, on_patch
+from src.model.classifier import FEATURE_SCALE, build_classifier
+from src.model.gradcam import (
+    centre_area,
+    centre_share,
+    feature_gradients,
+    gradcam,
+    on_patch,
+    signed_evidence,
+    visible_px,
+)
 
 
 def _only(row, column, size=3):
@@ -48,8 +58,6 @@ def test_map_lies_where_the_model_looked():
 @pytest.fixture(scope="module")
 def tiny():
     """Convolution, then a head that is not linear in the feature map; sees the centre 64 px."""
-    import keras
-
     keras.utils.set_random_seed(0)
     patches = keras.Input((96, 96, 3), dtype="uint8")
     x = keras.layers.Rescaling(1 / 255)(patches)
@@ -62,10 +70,6 @@ def tiny():
 @pytest.mark.tensorflow
 def test_gradient_equals_differences(tiny):
     """A gradient of another tensor, of the probability, or mixed up between patches."""
-    import keras
-
-    from src.model.gradcam import feature_gradients, gradcam, visible_px
-
     patches = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
     for_tumour = np.array([True, False, True])
     features, gradients = feature_gradients(tiny, patches, for_tumour)
@@ -88,8 +92,6 @@ def test_gradient_equals_differences(tiny):
 @pytest.mark.tensorflow
 def test_classifier_is_explained_at_its_last_convolution():
     """The preprocessed input or the pooled features in place of the last feature map."""
-    from src.model.classifier import build_classifier
-    from src.model.gradcam import gradcam, visible_px
     from tests.model.support import SMALL, random_patches
 
     model = build_classifier(SMALL.model_copy(update={"centre_crop": 64, "input_size": 64}))
@@ -103,8 +105,6 @@ def test_classifier_is_explained_at_its_last_convolution():
 @pytest.mark.tensorflow
 def test_signed_evidence_adds_up_to_the_logit():
     """Channels counted from 0: what standardising subtracts would be missing from the map."""
-    from src.model.classifier import FEATURE_SCALE, build_classifier
-    from src.model.gradcam import signed_evidence
     from tests.model.support import SMALL, random_patches
 
     model = build_classifier(SMALL.model_copy(update={"input_size": 64}))

@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+import keras
 import numpy as np
 import pytest
 
@@ -13,8 +14,6 @@ pytestmark = pytest.mark.tensorflow
 
 
 def _variable(value, name="kernel"):
-    import keras
-
     return keras.Variable(np.full(2, value, np.float32), name=name)
 
 

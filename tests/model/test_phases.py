@@ -8,11 +8,17 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 from src import paths
 from src.model.backbone import BACKBONES
+from src.model.classifier import build_classifier
 from src.model.phases import step_ways
-from src.params import FinetuneParams, load_params
+from src.model.step import mirrored_scope
+from src.model.training import fit_phase
+from src.params import load_params
+from src.system.determinism import start_tensorflow
+from src.system.log import get_logger
 from tests.model.support import labelled, random_patches, runtime_params
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.timeout(300)]
@@ -74,46 +80,35 @@ def train_a_step(preset: Path, depth: int, n_gpus: int) -> int:
     On a CPU, in the ways chosen for so many GPUs, of the kind that has bfloat16; two of them are
     two virtual CPUs.
     """
-    import tensorflow as tf
-
-    from src.evaluation.metrics import auroc
-    from src.model.checkpoint import Checkpoint
-    from src.model.class_weights import ClassWeights
-    from src.model.classifier import build_classifier
-    from src.model.phases import Setting, finetune_top
-    from src.model.replicas import mirrored_scope
-    from src.system.determinism import start_tensorflow
-    from src.system.log import get_logger
-
-    log = get_logger("test")
     cpu = tf.config.list_physical_devices("CPU")[0]
     virtual = [tf.config.LogicalDeviceConfiguration()] * max(n_gpus, 1)
     tf.config.set_logical_device_configuration(cpu, virtual)
     params = load_params(preset)
-    changes = {"device": "cpu", "mixed_precision": "on" if n_gpus else "auto"}
-    runtime = params.runtime.model_copy(update=changes)
-    assert runtime.deterministic
-    environment = {**start_tensorflow(runtime, seed=1), "gpus": n_gpus}
-    short = {"epochs": 1, "batch_size": N, "depth": depth}
-    one_step = FinetuneParams.model_validate({**params.finetune.model_dump(), **short})
-    network = params.model.model_copy(update={"backbone": "resnet_tiny", "weights": "none"})
+    device = {"device": "cpu", "mixed_precision": "on" if n_gpus else "auto"}
+    params = params.with_values(
+        {
+            **{f"runtime.{name}": value for name, value in device.items()},
+            "model.backbone": "resnet_tiny",
+            "model.weights": "none",
+            "finetune.epochs": 1,
+            "finetune.batch_size": N,
+            "finetune.depth": depth,
+        }
+    )
+    assert params.runtime.deterministic
+    environment = {**start_tensorflow(params.runtime, seed=1), "gpus": n_gpus}
     scope = mirrored_scope([f"CPU:{i}" for i in range(n_gpus)]) if n_gpus > 1 else nullcontext()
     with scope, tempfile.TemporaryDirectory() as folder:
-        classifier = build_classifier(network)
-        setting = Setting(
-            train=labelled(random_patches(N), [0, 1, 0, 1]),
-            val=labelled(random_patches(N), [0, 1, 0, 1], split="val"),
-            weights=ClassWeights(normal=1.0, tumour=1.0),
-            initial_sha256="0" * 64,
-            model=network,
-            cache=params.cache,
-            runtime=runtime,
-            checkpoint=Checkpoint(Path(folder, "finetune.npz"), identity={}, log=log),
+        paths.ACTIVATIONS = Path(folder)
+        fitted = fit_phase(
+            build_classifier(params.model),
+            labelled(random_patches(N), [0, 1, 0, 1]),
+            labelled(random_patches(N), [0, 1, 0, 1], split="val"),
+            params,
+            "finetune",
             environment=environment,
-            auroc=auroc,
+            checkpoint=None,
             on_epoch=lambda _: None,
-            log=log,
-            activations=Path(folder),
+            log=get_logger("test"),
         )
-        fitted = finetune_top(classifier, one_step, setting)
     return len(fitted.facts["history"])

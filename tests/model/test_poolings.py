@@ -2,8 +2,10 @@
 
 from typing import get_args
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from src.model.classifier import POOLED, POOLINGS
 from src.params import ModelParams
@@ -14,8 +16,6 @@ N_CHANNELS = 5
 
 
 def _pooling(name: str):
-    import keras
-
     feature_map = keras.Input((3, 4, N_CHANNELS))
     return keras.Model(feature_map, POOLINGS[name](feature_map))
 
@@ -35,8 +35,6 @@ def _shuffled(feature_map: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", POOLINGS)
 def test_contract(name, tmp_path):
     """Every pooling forgets where, keeps the scale of a constant map, and is saved without us."""
-    import keras
-
     model, feature_map = _pooling(name), _feature_map()
     pooled = model(feature_map).numpy()
     assert pooled.shape[1] % N_CHANNELS == 0
@@ -60,8 +58,6 @@ def test_every_pooling_of_params_has_an_entry():
 
 def test_generalised_mean_by_hand():
     """Catches another power: the cube root of (1 + 8 + 27 + 0) / 4 is 2.080."""
-    import keras
-
     feature_map = keras.Input((2, 2, 1))
     model = keras.Model(feature_map, POOLINGS["gem"](feature_map))
     pooled = model(np.array([1, 2, 3, 0], np.float32).reshape(1, 2, 2, 1))
@@ -70,8 +66,6 @@ def test_generalised_mean_by_hand():
 
 def test_gradient_of_a_dead_channel_is_finite():
     """Catches the root's infinite slope at 0, which turns the whole network into NaN."""
-    import tensorflow as tf
-
     model = _pooling("gem")
     dead = tf.zeros((1, 3, 4, N_CHANNELS))
     with tf.GradientTape() as tape:

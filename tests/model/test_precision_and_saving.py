@@ -1,10 +1,12 @@
 """Mixed precision leaves no trace in what is saved, and equal models have equal files."""
 
+import keras
 import numpy as np
 import pytest
 
-from src.model.precision import bfloat16_layers, uses_bfloat16
+from src.model.classifier import build_classifier
 from src.model.saving import save_model
+from src.model.step import bfloat16_layers, uses_bfloat16
 from tests.model.support import SMALL, random_patches
 
 pytestmark = pytest.mark.tensorflow
@@ -16,10 +18,6 @@ def model():
 
 
 def _built():
-    import keras
-
-    from src.model.classifier import build_classifier
-
     keras.backend.clear_session()  # as a process of its own would start
     keras.config.set_dtype_policy(keras.DTypePolicy("float32"))
     keras.utils.set_random_seed(1)
@@ -49,8 +47,6 @@ def test_auto_is_float32_without_a_gpu():
 
 def test_equal_models_have_equal_files(model, tmp_path):
     """Catches Keras' dates and memory addresses: every training would be a new model to DVC."""
-    import keras
-
     for name, equal in (("a.keras", model), ("b.keras", _built())):
         save_model(equal, tmp_path / name)
     files = [(tmp_path / name).read_bytes() for name in ("a.keras", "b.keras")]

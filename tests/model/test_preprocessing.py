@@ -1,9 +1,11 @@
 """Input sizes and centre crops of the recipe, against the same done apart."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from src.model.preprocessing import IMAGENET_MEAN_BGR, patch_input, preprocess
+from src.model.classifier import IMAGENET_MEAN_BGR, build_classifier, patch_input, preprocess
 from tests.model.support import SMALL, random_patches
 
 pytestmark = pytest.mark.tensorflow
@@ -13,9 +15,6 @@ pytestmark = pytest.mark.tensorflow
 @pytest.mark.parametrize("input_size", [96, 128, 192, 224])
 def test_crop_and_resize(centre_crop, input_size):
     """Catches a size that isn't reached, and a crop after the resize in place of before it."""
-    import keras
-    import tensorflow as tf
-
     params = SMALL.model_copy(update={"input_size": input_size, "centre_crop": centre_crop})
     inputs = patch_input()
     model = keras.Model(inputs, preprocess(inputs, params))
@@ -30,8 +29,6 @@ def test_crop_and_resize(centre_crop, input_size):
 
 def test_a_large_classifier_is_built():
     """Catches a pooling or backbone tied to one size; built only, nothing is computed."""
-    from src.model.classifier import build_classifier
-
     params = SMALL.model_copy(update={"input_size": 224, "centre_crop": 48, "pooling": "gem"})
     model = build_classifier(params)
     assert model.get_layer("conv5_block3_out").output.shape == (None, 7, 7, 2048)

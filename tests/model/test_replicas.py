@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
 from src import paths
-from src.model.replicas import BatchNotDivisible, in_replicas
+from src.model.step import BatchNotDivisible, in_replicas
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.timeout(300)]
 
@@ -41,7 +42,6 @@ def test_two_devices_train_batch_norm(on_one):
 
 def test_a_batch_that_can_not_be_shared_is_refused(monkeypatch):
     """Catches a crash deep in TensorFlow, or patches that are dropped."""
-    import tensorflow as tf
 
     class Three:
         num_replicas_in_sync = 3

@@ -1,8 +1,10 @@
 """The training step: its loss by hand, rates by block, the average of the weights, its state."""
 
+import keras
 import numpy as np
 import pytest
 
+from src.model.classifier import build_classifier, cut, unfreeze
 from src.model.step import TailStep, weighted_loss
 from tests.model.support import SMALL, finetune_params, small_tail, train_params
 
@@ -141,11 +143,6 @@ def test_a_step_goes_on_from_its_variables(jit_compile):
 @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
 def test_batch_norm_of_the_freed_blocks(batch_norm):
     """Catches BatchNorm that learns when frozen, or doesn't when trained, statistics included."""
-    import keras
-
-    from src.model.classifier import build_classifier
-    from src.model.freezing import cut, unfreeze
-
     model = build_classifier(SMALL.model_copy(update={"backbone": "resnet_tiny"}))
     model.get_layer("logit").kernel.assign(np.ones((256, 1)))  # from zeros nothing would be learnt
     unfreeze(model, backbone="resnet_tiny", depth=2, batch_norm=batch_norm)
@@ -164,11 +161,6 @@ def test_batch_norm_of_the_freed_blocks(batch_norm):
 
 def test_averaged_weights_of_a_real_tail_have_their_own_statistics():
     """Catches layers of another cut, statistics left behind, and dropout that draws on the way."""
-    import keras
-
-    from src.model.classifier import build_classifier
-    from src.model.freezing import cut, unfreeze
-
     model = build_classifier(SMALL.model_copy(update={"backbone": "resnet_tiny"}))
     unfreeze(model, backbone="resnet_tiny", depth=2, batch_norm="train")
     _, tail = cut(model, backbone="resnet_tiny", depth=2)

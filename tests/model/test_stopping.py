@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.model.stopping import Patience
+from src.model.schedules import Patience
 from src.params import EarlyStopping
 
 

@@ -2,10 +2,15 @@
 
 import logging
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from src.data.batches import apply_view
+from src.model import inference
+from src.model.classifier import build_classifier
+from src.model.inference import averaged_over_views, predict_outputs, view_logits
 from tests.model.support import SMALL, random_patches
 
 pytestmark = pytest.mark.tensorflow
@@ -14,8 +19,6 @@ pytestmark = pytest.mark.tensorflow
 @pytest.fixture(scope="module")
 def model():
     """A classifier whose logit depends on where things are."""
-    from src.model.classifier import build_classifier
-
     classifier = build_classifier(SMALL)
     kernel = np.random.default_rng(0).normal(size=(2048, 1)).astype(np.float32)
     classifier.get_layer("logit").set_weights([kernel, np.array([0.5], np.float32)])
@@ -24,11 +27,6 @@ def model():
 
 def test_folded_model_is_the_mean_over_the_views_and_survives_saving(model, tmp_path):
     """A view left out or doubled, patches and views mixed up, or what safe mode won't load."""
-    import keras
-
-    from src.model.inference import predict_outputs
-    from src.model.tta import averaged_over_views, view_logits
-
     patches = random_patches(5)
     by_view = np.stack(
         [model(np.ascontiguousarray(apply_view(patches, v)))[:, 0] for v in range(8)]
@@ -45,11 +43,6 @@ def test_folded_model_is_the_mean_over_the_views_and_survives_saving(model, tmp_
 
 def test_views_take_no_more_memory_than_a_batch(model, monkeypatch):
     """Catches 8 times the activations: a batch that fits would no longer with views."""
-    import tensorflow as tf
-
-    from src.model import inference
-    from src.model.tta import averaged_over_views
-
     given, constant = [], tf.constant
 
     def counted(part):

@@ -1,8 +1,10 @@
 """Initial weights: asked for is what is loaded, or one line says why not."""
 
+import keras
 import numpy as np
 import pytest
 
+from src.model.classifier import build_classifier
 from src.model.weights import WeightsError, load_initial_weights
 from src.system.durable import sha256_file
 from tests.model.support import SMALL
@@ -12,23 +14,17 @@ pytestmark = pytest.mark.tensorflow
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    import keras
-
     file = tmp_path_factory.mktemp("weights") / "resnet50.weights.h5"
     keras.applications.ResNet50(include_top=False, weights=None).save_weights(file)
     return file
 
 
 def _build():
-    from src.model.classifier import build_classifier
-
     return build_classifier(SMALL)
 
 
 def test_a_pinned_file_fills_the_backbone(file):
     """Catches weights matched in the wrong order, or not at all."""
-    import keras
-
     expected = keras.applications.ResNet50(include_top=False, weights=None)
     expected.load_weights(file)
     model = _build()
@@ -62,7 +58,6 @@ def test_a_missing_file_is_named():
 
 def test_imagenet_without_network_names_both_ways_out(monkeypatch):
     """Catches a traceback, or random weights in place of ImageNet's."""
-    import keras
 
     def unreachable(**_):
         raise OSError("Name or service not known")

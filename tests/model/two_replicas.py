@@ -10,13 +10,19 @@ import sys
 from contextlib import nullcontext
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
+
+from src.model.classifier import build_classifier, cut, unfreeze
+from src.model.fast_gradient import fast_input_gradients
+from src.model.step import TailStep, in_replicas, mirrored_scope
+from src.params import load_params
+from src.paths import ROOT
 
 
 def main(n_replicas: int, *modes: str) -> None:
     """Train in each mode."""
-    import tensorflow as tf
-
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     print(json.dumps({mode: trained(n_replicas, mode) for mode in modes}))
@@ -24,15 +30,6 @@ def main(n_replicas: int, *modes: str) -> None:
 
 def trained(n_replicas: int, batch_norm: str) -> dict[str, Any]:
     """Three steps, the last of them on a batch that is partly padding."""
-    import keras
-
-    from src.model.classifier import build_classifier
-    from src.model.fast_gradient import fast_input_gradients
-    from src.model.freezing import cut, unfreeze
-    from src.model.replicas import in_replicas, mirrored_scope
-    from src.model.step import TailStep
-    from src.params import load_params
-    from src.paths import ROOT
     from tests.model.support import SMALL, random_patches
 
     keras.utils.set_random_seed(1)

@@ -6,8 +6,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from src import paths
+from src.model.checkpoint import recorded_params
 from src.params import Params, load_params
-from src.training import recorded_params
 from tests.pipeline.closure import import_closure
 
 STAGES = YAML(typ="safe", pure=True).load(paths.ROOT / "dvc.yaml")["stages"]

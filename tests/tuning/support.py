@@ -1,16 +1,22 @@
-"""Small searches for the tests of tuning."""
+"""Small searches for the tests of tuning, and workers whose trials cost nothing."""
+
+from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
+
+import optuna
 
 from src import paths
 from src.params import Params, TuneParams, load_params
-from src.tuning.space import PRESENT
-from src.tuning.worker import Job
+from src.tuning import study as studies
+from src.tuning.space import draw
+from src.tuning.study import Job, open_study
+from src.tuning.workers import optimize
 
 
 def params(**changes: Any) -> Params:
@@ -24,57 +30,33 @@ def tune(**changes: Any) -> TuneParams:
     return TuneParams.model_validate({**sample.model_dump(), **changes})
 
 
-def score_trials(url: str, study: str, n_trials: int) -> None:
-    """What a worker does, with a score that costs nothing; run in processes of their own."""
-    from src.tuning.claiming import claim_and_run
-    from src.tuning.study import load_study
-
-    section = tune()
-    claim_and_run(
-        load_study(url, study, section),
-        url,
-        section,
-        n_trials=n_trials,
-        run=lambda _, values: 1.0 - abs(values["finetune.depth"] - 2) / 10,
-        is_over=lambda: False,
-        at_most=1000,
+def job(url: str, *, n_trials: int = 4, deadline_s: float | None = None, seed: int = 0) -> Job:
+    """What a worker on study ``s`` is told."""
+    small = params().model_copy(update={"tune": tune(n_trials=n_trials)})
+    return Job(
+        study="s",
+        url=url,
+        params=small,
+        parent_run_id="r",
+        deadline_s=deadline_s,
+        threads=1,
+        sampler_seed=seed,
     )
-
-
-def job(folder: Path, **changes: Any) -> Job:
-    """What a worker on a fresh study in ``folder`` is told."""
-    values: dict[str, Any] = {
-        "study": "s",
-        "url": f"sqlite:///{folder / 'tune.db'}",
-        "params": params(),
-        "n_trials": 4,
-        "threads": 1,
-        "worker": 0,
-        "study_key": "k",
-        "study_run_id": "r",
-        "deadline_s": None,
-        "logs": str(folder),
-    }
-    return Job(**{**values, **changes})
 
 
 def work_cheaply(job: Job, pipe: Connection) -> None:  # noqa: ARG001
     """A worker whose trials cost nothing and don't fail."""
-    _work(job, lambda *_: 0.5)
+    _work(job, lambda _: 0.5)
 
 
-def die_in_the_first_trial(job: Job, pipe: Connection) -> None:  # noqa: ARG001
-    """A worker that is killed in trial 0, and in no other."""
-    _work(job, lambda trial, _: _die() if trial.number == 0 else 0.5)
-
-
-def die_of_the_present(job: Job, pipe: Connection) -> None:  # noqa: ARG001
-    """A worker that is killed whenever it runs the present setting."""
-    _work(job, lambda trial, _: _die() if trial.user_attrs.get(PRESENT) else 0.5)
+def die_if_first(job: Job, pipe: Connection) -> None:  # noqa: ARG001
+    """A worker that is killed in its first trial if it is the first; seconds later it's noticed."""
+    studies.HEARTBEAT_S, studies.STALE_AFTER_S = 1, 2
+    _work(job, lambda _: _die() if job.sampler_seed == 0 else _take_a_second())
 
 
 def die_at_once(job: Job, pipe: Connection) -> None:  # noqa: ARG001
-    """A worker that is killed before it claims anything."""
+    """A worker that is killed before it runs anything."""
     _die()
 
 
@@ -84,22 +66,21 @@ def complain(job: Job, pipe: Connection) -> None:  # noqa: ARG001
     raise SystemExit(1)
 
 
+def _work(job: Job, score: Callable[[optuna.Trial], float]) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        trial.set_user_attr("pid", os.getpid())
+        draw(trial, job.params.tune.space)
+        return score(trial)
+
+    study = open_study(job.url, job.study, job.params.tune, sampler_seed=job.sampler_seed)
+    optimize(study, job, objective)
+
+
+def _take_a_second() -> float:
+    time.sleep(1)
+    return 0.5
+
+
 def _die() -> float:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("still alive")
-
-
-def _work(job: Job, run: Callable[..., float]) -> None:
-    from src.tuning.claiming import claim_and_run
-    from src.tuning.study import load_study
-
-    section = job.params.tune
-    claim_and_run(
-        load_study(job.url, job.study, section),
-        job.url,
-        section,
-        n_trials=job.n_trials,
-        run=run,
-        is_over=job.is_late,
-        at_most=1000,
-    )

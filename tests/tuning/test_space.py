@@ -1,5 +1,7 @@
 """The space: what is drawn is what is trained, and what is refused says why."""
 
+from __future__ import annotations
+
 import optuna
 import pytest
 
@@ -17,31 +19,17 @@ RATES = "{log: [0.000003, 0.001]}"
     ("old", "new", "message"),
     [
         (DEPTHS, "{choice: [0, 17]}", "tune.space: finetune.depth must be ≤ 16 (got 17)"),
-        (DEPTHS, "{choice: []}", "finetune.depth.choice"),
         (DEPTHS, "{pick: [0]}", "must be {choice: [a, b]}, {log: [low, high]} or"),
         (RATES, "{log: [0, 0.1]}", "must be [low, high] with 0 < low < high (got [0.0, 0.1])"),
-        (RATES, "{log: [0.1, 0.01]}", "low < high"),
         (RATES, "{linear: [0.1, 0.1]}", "low < high (got [0.1, 0.1])"),
         ("finetune.depth:", "finetune.dept:", "finetune.dept: is not a known parameter"),
         ("finetune.depth:", "evaluate.seed:", "must be a parameter of model, train or finetune"),
         ("finetune.depth:", "finetune.seed:", "a seed isn't searched"),
-        ("[frozen, train]", "[frozen, on]", "finetune.batch_norm must be 'frozen' or 'train'"),
         (
             "finetune.depth: {choice: [0, 1, 2, 3]}",
             "finetune.optimizer: {choice: [adam, adamw]}\n"
             "    finetune.weight_decay: {choice: [0.0, 0.01]}",
             "weight_decay must be 0 with optimizer adam",
-        ),
-        (
-            "finetune.depth: {choice: [0, 1, 2, 3]}",
-            "finetune.schedule: {choice: [{name: constant}]}\n"
-            "    finetune.schedule.factor: {linear: [0.1, 0.9]}",
-            "lies inside space.finetune.schedule",
-        ),
-        (
-            "finetune.depth: {choice: [0, 1, 2, 3]}",
-            "finetune.class_weights.tumour: {linear: [1.0, 2.0]}",
-            "finetune.class_weights is 'balanced' and has no tumour; give finetune.class_weights",
         ),
         (
             "finetune.depth: {choice: [0, 1, 2, 3]}",
@@ -130,15 +118,6 @@ def test_the_present_numbers_keep_every_digit():
     assert space.draw(study.ask(), section.space) == exact
     (trial,) = study.get_trials(deepcopy=False)
     assert space.trial_values(section.space, trial) == exact
-
-
-def test_a_depth_that_the_backbone_lacks_is_refused():
-    """Catches a study whose trials fail one after another with TooDeep."""
-    tiny = params(**{"model.backbone": "resnet_tiny"})
-    space.check_depths(tiny)
-    deep = tiny.model_copy(update={"tune": tune(space={"finetune.depth": {"choice": [4, 5]}})})
-    with pytest.raises(space.SpaceError, match="≤ 4, the residual blocks of resnet_tiny"):
-        space.check_depths(deep)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,30 @@
-"""Trials of one process: each as if it were the first."""
+"""Trials of one process: each as if it were the first; and the patches they see."""
+
+from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from src import paths
 from src.params import Params, load_params
+from src.system.determinism import start_tensorflow
 from src.system.log import get_logger
-from src.tuning.phase import Search
-from src.tuning.search_data import SearchData
-from src.tuning.trial import Trials
+from src.tuning import trial as trial_module
+from src.tuning.space import TuneError
+from src.tuning.trial import (
+    Search,
+    SearchData,
+    check_depths,
+    load_data,
+    run_trial,
+    subset_of,
+)
 from tests.model.support import labelled, random_patches, runtime_params
+from tests.tuning.support import params, tune
 
-pytestmark = pytest.mark.tensorflow
+pytestmark = [pytest.mark.tensorflow, pytest.mark.timeout(900)]
 
 BASE = {
     "model.backbone": "resnet_tiny",
@@ -36,8 +48,6 @@ def _params(values: dict[str, Any]) -> Params:
 
 def _digests(folder, monkeypatch, trials: list[dict[str, Any]], *, depths=()) -> list[str]:
     """Of the final weights of trials that one process runs, with nothing kept before."""
-    from src.system.determinism import start_tensorflow
-
     monkeypatch.setattr(paths, "ACTIVATIONS", folder / "activations")
     search = Search(
         SearchData(
@@ -47,10 +57,8 @@ def _digests(folder, monkeypatch, trials: list[dict[str, Any]], *, depths=()) ->
         start_tensorflow(runtime_params(xla="off"), seed=1),
         get_logger("test"),
         depths=depths,
-        heads=folder / "heads",
     )
-    runner = Trials(search)
-    return [runner.run(_params(values)).fit["final_weights_sha256"] for values in trials]
+    return [run_trial(_params(values), search)[1]["final_weights_sha256"] for values in trials]
 
 
 def test_a_trial_finds_nothing_of_those_before(tmp_path, monkeypatch):
@@ -63,3 +71,45 @@ def test_a_trial_finds_nothing_of_those_before(tmp_path, monkeypatch):
     )
     assert mixed == [alone[i] for i in order]
     assert len(set(alone)) == len(TRIALS)
+
+
+def test_holdout_stays_closed(monkeypatch):
+    """Catches a search that looks at the patches its result is judged on."""
+    opened = []
+
+    def load(split):
+        assert split != "holdout", "unreadable"
+        opened.append(split)
+        return labelled(random_patches(4), [0, 1, 0, 1], split=split)
+
+    monkeypatch.setattr(trial_module, "load_split", load)
+    load_data(subset=None, seed=1)
+    assert opened == ["train", "val"]
+
+
+def test_a_subset_keeps_the_classes_and_the_order():
+    """Catches a subset of one class, another at every start, and labels of other patches."""
+    patches = labelled(random_patches(40), [1, 0, 0, 0] * 10)
+    few = subset_of(patches, 20, seed=1)
+    assert len(few) == 20
+    assert few.labels.sum() == 5
+    assert list(few.ids) == sorted(few.ids)
+    assert np.array_equal(few.labels, patches.labels[few.rows])
+    assert np.array_equal(few.ids, subset_of(patches, 20, seed=1).ids)
+    assert few.digest != patches.digest
+
+
+@pytest.mark.parametrize("n", [40, 41])
+def test_a_subset_of_all_is_all(n):
+    """Catches patches drawn twice (both sides of the boundary)."""
+    patches = labelled(random_patches(40), [1, 0, 0, 0] * 10)
+    assert subset_of(patches, n, seed=1) is patches
+
+
+def test_a_depth_that_the_backbone_lacks_is_refused():
+    """Catches a study whose trials fail one after another with TooDeep."""
+    tiny = params(**{"model.backbone": "resnet_tiny"})
+    check_depths(tiny)
+    deep = tiny.model_copy(update={"tune": tune(space={"finetune.depth": {"choice": [4, 5]}})})
+    with pytest.raises(TuneError, match="≤ 4, the residual blocks of resnet_tiny"):
+        check_depths(deep)

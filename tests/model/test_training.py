@@ -1,18 +1,23 @@
-"""The training loop on a tail of two dense layers: it learns, stops, goes on, and refuses NaN."""
+"""The training loop on a tail of two dense layers: it learns, stops, goes on, and refuses NaN.
+
+Class weights against numbers worked out by hand and against scikit-learn.
+"""
 
 import errno
-from dataclasses import replace
+from dataclasses import asdict
 
+import keras
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
+from sklearn.utils.class_weight import compute_class_weight
 
 from src.data.batches import training_batches
 from src.model import checkpoint
 from src.model.checkpoint import Checkpoint
-from src.model.class_weights import ClassWeights
-from src.model.loop import Phase, TrainingDiverged, fit
 from src.model.step import TailStep
-from src.params import PlateauSchedule, load_params
+from src.model.training import OneClassOnly, Training, TrainingDiverged, class_weights
+from src.params import ClassWeights, PlateauSchedule, load_params
 from src.paths import ROOT
 from src.system.durable import DiskFull
 from src.system.log import get_logger
@@ -30,20 +35,15 @@ def _features(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return features.astype(np.float32), labels.astype(np.uint8)
 
 
-def _auroc(labels, logits) -> float:
-    positive, negative = logits[labels == 1], logits[labels == 0]
-    return float((positive[:, None] > negative[None]).mean())
-
-
-def _phase(
+def _training(
+    folder=None,
     *,
     scale: float = 1.0,
-    weights: ClassWeights | None = None,
     checkpoint_s: float = float("inf"),
+    free_disk=lambda: None,
     **changes,
-) -> Phase:
-    import keras
-
+) -> Training:
+    """A phase whose state is kept in ``folder``."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((N_FEATURES,))
     normal = keras.layers.BatchNormalization(name="bn")(keras.layers.Dense(4, name="first")(inputs))
@@ -53,57 +53,64 @@ def _phase(
     features, labels = _features(1)
     val_features, val_labels = _features(2)
     params = load_params(ROOT / "presets" / "sample.yaml").train.model_copy(update=settings)
-    return Phase(
-        name="train",
-        tail=tail,
-        step=TailStep(tail, params, jit_compile=False),
-        train_inputs=ArrayInputs(features * scale),
-        val_inputs=ArrayInputs(val_features),
-        train_labels=labels,
-        val_labels=val_labels,
-        weights=weights or ClassWeights(normal=1.0, tumour=1.0),
-        params=params,
-        auroc=_auroc,
+    return Training(
+        "train",
+        params,
+        tail,
+        TailStep(tail, params, jit_compile=False),
+        ArrayInputs(features * scale),
+        ArrayInputs(val_features),
+        labels,
+        val_labels,
+        checkpoint=None if folder is None else _checkpoint(folder),
         checkpoint_s=checkpoint_s,
+        free_disk=free_disk,
+        log=LOG,
     )
+
+
+def _fitted(training: Training, hear=lambda _: None) -> list[dict]:
+    """What each epoch did, times apart."""
+    training.fit(hear)
+    return [{**asdict(epoch), "epoch_s": None} for epoch in training.history]
 
 
 def _checkpoint(folder, **identity) -> Checkpoint:
     return Checkpoint(folder / "train.npz", identity=identity, log=LOG)
 
 
-def _ignore(_epoch) -> None:
-    pass
+def _assert_equal_weights(one: Training, other: Training) -> None:
+    for wanted, got in zip(one.tail.get_weights(), other.tail.get_weights(), strict=True):
+        np.testing.assert_array_equal(wanted, got)
 
 
-def test_it_learns(tmp_path):
+def test_it_learns():
     """Catches a loop that doesn't change the tail, or scores val by other weights."""
-    phase = _phase(epochs=20)
-    result = fit(phase, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
-    assert result.history[-1].loss < result.history[0].loss
-    assert result.history[-1].val_auroc > 0.95
+    history = _fitted(_training(epochs=20))
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["val_auroc"] > 0.95
 
 
-def test_the_best_epoch_is_what_remains(tmp_path):
-    """Catches a best that is the last."""
-    phase = _phase(epochs=6)
-    result = fit(phase, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
+def test_the_best_epoch_is_what_remains():
+    """Catches a best that is the last, and an AUROC that isn't scikit-learn's."""
+    training = _training(epochs=6)
+    history = _fitted(training)
     features, labels = _features(2)
-    logits = phase.tail(features[0], training=False).numpy()[:, 0].astype(float)
-    best = max(result.history, key=lambda epoch: (epoch.val_auroc, -epoch.epoch))
-    assert result.best_epoch == best.epoch
-    assert _auroc(labels, logits) == pytest.approx(best.val_auroc)
+    logits = training.tail(features[0], training=False).numpy()[:, 0]
+    best = max(history, key=lambda epoch: (epoch["val_auroc"], -epoch["epoch"]))
+    assert training.patience.best_epoch == best["epoch"]
+    assert roc_auc_score(labels, logits) == pytest.approx(best["val_auroc"])
 
 
-def test_averaged_weights_have_their_own_batch_statistics(tmp_path):
+def test_averaged_weights_have_their_own_batch_statistics():
     """Catches averaged weights scored and kept with the moving statistics of the raw ones."""
-    phase = _phase(epochs=3, average_decay=0.9)
-    result = fit(phase, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
-    kernel, bias = phase.tail.get_layer("first").get_weights()
-    order = {"n_views": 2, "seed": phase.params.seed, "epoch": result.best_epoch}
+    training = _training(epochs=3, average_decay=0.9)
+    _fitted(training)
+    kernel, bias = training.tail.get_layer("first").get_weights()
+    order = {"n_views": 2, "seed": training.params.seed, "epoch": training.patience.best_epoch}
     batches = training_batches(N, batch_size=16, **order)
-    activations = [phase.train_inputs(batch) @ kernel + bias for batch in batches]
-    _, _, mean, variance = phase.tail.get_layer("bn").get_weights()
+    activations = [training.train_inputs(batch) @ kernel + bias for batch in batches]
+    _, _, mean, variance = training.tail.get_layer("bn").get_weights()
     np.testing.assert_allclose(mean, np.mean([a.mean(axis=0) for a in activations], axis=0), 1e-5)
     np.testing.assert_allclose(
         variance, np.mean([a.var(axis=0) for a in activations], axis=0), 1e-5
@@ -114,16 +121,12 @@ class Killed(Exception):
     pass
 
 
+PLATEAU = PlateauSchedule(name="plateau", factor=0.5, patience=1, min_rate=0.0)
 RECIPES = [
     {},
     {"optimizer": "adamw", "weight_decay": 0.01, "average_decay": 0.9, "label_smoothing": 0.1},
-    {"optimizer": "sgd", "schedule": {"name": "plateau", "factor": 0.5, "patience": 1}},
+    {"optimizer": "sgd", "schedule": PLATEAU},
 ]
-
-
-def _recipe(changes: dict) -> dict:
-    plateau = PlateauSchedule(name="plateau", factor=0.5, patience=1, min_rate=0.0)
-    return {**changes, **({"schedule": plateau} if "schedule" in changes else {})}
 
 
 @pytest.mark.parametrize(
@@ -137,9 +140,8 @@ def test_an_interrupted_phase_ends_as_the_uninterrupted_one(
 
     A checkpoint is written after each of the 3 steps of an epoch and after each of the 4 epochs.
     """
-    whole = _phase(**_recipe(recipe))
-    expected = fit(whole, checkpoint=_checkpoint(tmp_path / "a"), on_epoch=_ignore, log=LOG)
-
+    whole = _training(**recipe)
+    expected = _fitted(whole)
     saves, save = [], Checkpoint.save
 
     def save_and_die(self, **state):
@@ -148,35 +150,30 @@ def test_an_interrupted_phase_ends_as_the_uninterrupted_one(
         if len(saves) == killed_at_save:
             raise Killed
 
-    interrupted = _phase(checkpoint_s=0.0, **_recipe(recipe))
+    interrupted = _training(tmp_path, checkpoint_s=0.0, **recipe)
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "save", save_and_die)
         with pytest.raises(Killed):
-            fit(interrupted, checkpoint=_checkpoint(tmp_path / "b"), on_epoch=_ignore, log=LOG)
-    resumed, heard = _phase(**_recipe(recipe)), []
-    got = fit(resumed, checkpoint=_checkpoint(tmp_path / "b"), on_epoch=heard.append, log=LOG)
-    for wanted, weight in zip(whole.tail.get_weights(), resumed.tail.get_weights(), strict=True):
-        np.testing.assert_array_equal(wanted, weight)
-    assert got.as_dict() == expected.as_dict()
+            _fitted(interrupted)
+    resumed, heard = _training(tmp_path, **recipe), []
+    assert _fitted(resumed, heard.append) == expected
     assert [e.epoch for e in heard] == [1, 2, 3, 4]
+    _assert_equal_weights(whole, resumed)
 
 
 def test_a_finished_phase_is_not_trained_again(tmp_path, monkeypatch):
     """Catches an hour of training after a kill that came when all was done."""
-    first = _phase()
-    expected = fit(first, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
-    again = _phase()
+    first, again = _training(tmp_path), _training(tmp_path)
+    expected = _fitted(first)
     monkeypatch.setattr(again.step, "train", None)
-    got = fit(again, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
-    assert got == expected
-    for wanted, weight in zip(first.tail.get_weights(), again.tail.get_weights(), strict=True):
-        np.testing.assert_array_equal(wanted, weight)
+    assert _fitted(again) == expected
+    _assert_equal_weights(first, again)
 
 
 def test_another_work_starts_fresh_and_says_why(tmp_path, caplog):
     """Catches a state that is used for other parameters or data, and a silent fresh start."""
     before = _checkpoint(tmp_path, params={"train": {"epochs": 4}}, code="a" * 64)
-    fit(_phase(), checkpoint=before, on_epoch=_ignore, log=LOG)
+    before.save(arrays={}, facts={})
     caplog.set_level("INFO")
     after = _checkpoint(tmp_path, params={"train": {"epochs": 5}}, code="b" * 64)
     assert after.load() is None
@@ -189,24 +186,25 @@ def test_a_torn_state_starts_fresh(tmp_path):
     assert _checkpoint(tmp_path).load() is None
 
 
-def test_class_weights_reach_the_loss(tmp_path):
+def test_class_weights_reach_the_loss():
     """Catches weights that are logged and not used: twice the weight, twice the first loss."""
-    losses = []
-    for factor in (1.0, 2.0):
-        weights = ClassWeights(normal=factor, tumour=factor)
-        phase = _phase(epochs=1, learning_rate=1e-9, weights=weights)
-        result = fit(
-            phase, checkpoint=_checkpoint(tmp_path / str(factor)), on_epoch=_ignore, log=LOG
+    once, twice = (
+        _fitted(
+            _training(
+                epochs=1,
+                learning_rate=1e-9,
+                class_weights=ClassWeights(normal=factor, tumour=factor),
+            )
         )
-        losses.append(result.history[0].loss)
-    assert losses[1] == pytest.approx(2 * losses[0])
+        for factor in (1.0, 2.0)
+    )
+    assert twice[0]["loss"] == pytest.approx(2 * once[0]["loss"])
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+def test_a_loss_that_is_no_number_stops_the_run():
     """Catches hours of training on NaN; the message names the epoch and the remedy."""
-    phase = _phase(scale=float("nan"))
     with pytest.raises(TrainingDiverged, match=r"loss is nan in epoch 1; lower train\.learning"):
-        fit(phase, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
+        _fitted(_training(scale=float("nan")))
 
 
 def _full_disk(monkeypatch, *, n_failures: float) -> list[str]:
@@ -227,18 +225,41 @@ def _full_disk(monkeypatch, *, n_failures: float) -> list[str]:
 def test_a_full_disk_takes_activations_and_not_the_training(tmp_path, monkeypatch):
     """Catches a night's training lost beside gigabytes that could be computed again."""
     events = _full_disk(monkeypatch, n_failures=1)
-    phase = replace(_phase(), free_disk=lambda: events.append("free"))
-    fit(phase, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
+    training = _training(tmp_path, free_disk=lambda: events.append("free"))
+    _fitted(training)
     assert events == ["save", "free", *["save"] * 4]  # 4 epochs
-    resumed = _phase()
-    fit(resumed, checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
-    for wanted, weight in zip(phase.tail.get_weights(), resumed.tail.get_weights(), strict=True):
-        np.testing.assert_array_equal(wanted, weight)
+    resumed = _training(tmp_path)
+    _fitted(resumed)
+    _assert_equal_weights(training, resumed)
 
 
 def test_a_disk_that_stays_full_ends_in_one_line(tmp_path, monkeypatch):
     """Catches a traceback, and an endless retry."""
     events = _full_disk(monkeypatch, n_failures=float("inf"))
     with pytest.raises(DiskFull, match=r"disk full: writing .*train\.npz; free some space"):
-        fit(_phase(), checkpoint=_checkpoint(tmp_path), on_epoch=_ignore, log=LOG)
+        _fitted(_training(tmp_path))
     assert events == ["save", "save"]
+
+
+LABELS = np.array([0] * 6 + [1] * 4, np.uint8)
+
+
+def test_balanced_weights_by_hand_and_by_scikit_learn():
+    """Catches swapped classes, and another normalisation: 6 normal, 4 tumour: 10/12 and 10/8."""
+    weights = class_weights(LABELS, "balanced")
+    assert weights == pytest.approx({"normal": 10 / 12, "tumour": 10 / 8})
+    expected = compute_class_weight("balanced", classes=np.array([0, 1]), y=LABELS)
+    assert list(weights.values()) == pytest.approx(expected.tolist())
+
+
+def test_other_class_weights():
+    """Catches a setting that is read but not used."""
+    assert class_weights(LABELS, "none") == {"normal": 1, "tumour": 1}
+    explicit = ClassWeights(normal=1, tumour=3)
+    assert class_weights(LABELS, explicit) == {"normal": 1, "tumour": 3}
+
+
+def test_one_class_is_refused():
+    """Catches a division by zero that becomes an infinite weight."""
+    with pytest.raises(OneClassOnly, match="10 normal, 0 tumour"):
+        class_weights(np.zeros(10, np.uint8), "balanced")

@@ -2,9 +2,9 @@
 
 import pytest
 
+from src.model.checkpoint import work_identity
 from src.params import load_params
 from src.paths import ROOT
-from src.training import work_identity
 
 PARAMS = load_params(ROOT / "presets" / "sample.yaml")
 DATASET = {"content_digest": "a", "split_sha256": "b", "digest": "of DVC", "n_train": 7}
@@ -69,5 +69,5 @@ def test_what_changes_no_result_does_not(change):
 def test_the_code_is_part_of_it(monkeypatch):
     """Catches a state taken over by code that computes something else."""
     before = _identity()
-    monkeypatch.setattr("src.training.training_code_digest", lambda: "other")
+    monkeypatch.setattr("src.model.checkpoint.training_code_digest", lambda: "other")
     assert _identity() != before
