@@ -13,12 +13,12 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 
 from src.drawing.patches import draw_chunk
 from src.drawing.plan import plan_subset
-from src.evaluation.baseline import colour_histograms, fit_baseline
+from src.evaluation.baseline import TITLES, colour_histograms, fit_baselines
 
 HOLDOUT_FRACTION = 0.25  # of the slides
 
@@ -42,11 +42,10 @@ def main(patches: int = 3000, slides: int = 48, seeds: int = 3) -> None:
 
 
 def _fitted(histograms: Any, labels: Any, seed: int) -> Iterator[tuple[str, Any]]:
-    yield "logistic regression", fit_baseline(histograms, labels)
+    for name, model in fit_baselines(histograms, labels, seed=seed).items():
+        yield TITLES[name], model
     forest = RandomForestClassifier(300, min_samples_leaf=3, n_jobs=-1, random_state=seed)
     yield "random forest", forest.fit(histograms, labels)
-    boosting = HistGradientBoostingClassifier(random_state=seed)
-    yield "gradient boosting", boosting.fit(histograms, labels)
 
 
 if __name__ == "__main__":

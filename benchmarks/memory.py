@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.measured import resident_bytes, run_measured, runtime
-from benchmarks.training_ways import Data, phase_setting
+from benchmarks.measured import resident_bytes, run_measured
+from benchmarks.training_ways import Data, begin_training
 from src.data.dataset import LabelledPatches
 from src.params import Params, load_params
 from src.paths import ROOT
@@ -56,7 +56,7 @@ def _train(patches: int, steps: int, epochs: int, depth: int) -> None:
             try:
                 training.train_epoch(epoch, time.monotonic())
             except Enough:
-                training.begun = type(training.begun)()
+                training.steps_done, training.loss_sum = 0, 0.0
             training._save()
             print(f"epoch {epoch}: {resident_bytes() / 1e9:.3f} GB resident", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -66,34 +66,17 @@ def _train(patches: int, steps: int, epochs: int, depth: int) -> None:
 @contextmanager
 def _training(patches: int, steps: int, depth: int, folder: Path) -> Iterator[Any]:
     """The real phase over the packed file, which ends every epoch after so many steps."""
-    from dataclasses import replace
-
-    from src.model.cache import ActivationCache
     from src.model.classifier import build_classifier
-    from src.model.loop import Training
-    from src.model.phases import make_phase, step_ways, stepping
     from src.system.determinism import start_tensorflow
 
     params = _params(depth)
-    environment = start_tensorflow(runtime(), seed=1)
+    environment = start_tensorflow(params.runtime, seed=1)
     model = build_classifier(params.model)
-    setting = phase_setting(_data(patches, folder), params, environment, folder)
-    how = step_ways(setting.runtime, backbone=params.model.backbone, depth=depth, n_gpus=0)
     with ExitStack() as stack:
-        cache = stack.enter_context(ActivationCache(folder / "a", max_bytes=0, log=setting.log))
-        phase = make_phase(
-            model,
-            params.finetune,
-            setting,
-            cache,
-            how,
-            name="finetune",
-            depth=depth,
-            batch_norm=params.finetune.batch_norm,
-        )
-        stack.enter_context(stepping(phase.tail, how))
-        bounded = replace(phase, train_inputs=Bounded(phase.train_inputs, steps))
-        yield Training(bounded, setting.checkpoint, setting.log)
+        data = _data(patches, folder)
+        training = begin_training(model, data, params, environment, folder, stack)
+        training.train_inputs = Bounded(training.train_inputs, steps)
+        yield training
 
 
 class Bounded:
@@ -118,8 +101,7 @@ class Bounded:
 
 def _params(depth: int) -> Params:
     params = load_params(ROOT / "presets" / "sample.yaml")
-    changes = {"depth": depth}
-    return params.model_copy(update={"finetune": params.finetune.model_copy(update=changes)})
+    return params.with_values({"finetune.depth": depth, "cache.max_gb": 0})
 
 
 def _data(n: int, folder: Path) -> Data:

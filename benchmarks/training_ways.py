@@ -92,43 +92,46 @@ def _params(depth: int) -> Any:
 
     params = load_params(ROOT / "presets" / "sample.yaml")
     model = params.model.model_copy(update={"centre_crop": None, "dropout": 0.0})
-    changes = {
-        "depth": depth,
-        "batch_norm": "frozen",
+    recipe = {
         "batch_size": BATCH_SIZE,
         "views": N_VIEWS,
         "learning_rate": LEARNING_RATE[depth],
         "schedule": ConstantSchedule(name="constant"),
         "epochs": 10,
     }
-    return params.model_copy(
-        update={"model": model, "finetune": params.finetune.model_copy(update=changes)}
-    )
+    train = params.train.model_copy(update=recipe)
+    finetune = params.finetune.model_copy(update={**recipe, "depth": depth, "batch_norm": "frozen"})
+    return params.model_copy(update={"model": model, "train": train, "finetune": finetune})
 
 
-def phase_setting(data: Data, params: Any, environment: Any, folder: Path) -> Any:
-    """What ``train`` and ``finetune`` are given; state and activations go into ``folder``."""
+def begin_training(
+    model: Any, data: Data, params: Any, environment: Any, folder: Path, open_: ExitStack
+) -> Any:
+    """The phase that a stage runs, ready for its first epoch; its state and activations go into
+    ``folder``, the ways of its step last as long as ``open_``."""
+    from src import paths
     from src.model.checkpoint import Checkpoint
-    from src.model.class_weights import ClassWeights
-    from src.model.phases import Setting
+    from src.model.step import step_ways, stepping
+    from src.model.training import start_training
     from src.system.log import get_logger
 
     log = get_logger("benchmark")
-    return Setting(
-        train=data.train,
-        val=data.val,
-        weights=ClassWeights(normal=1.0, tumour=1.0),
-        initial_sha256="",
-        model=params.model,
-        cache=params.cache,
-        runtime=params.runtime.model_copy(update={"threads": int(environment["threads"])}),
-        checkpoint=Checkpoint(folder / "state.npz", identity={}, log=log),
+    paths.ACTIVATIONS = folder / "activations"
+    depth = params.finetune.depth
+    how = step_ways(params.runtime, backbone=params.model.backbone, depth=depth, n_gpus=0)
+    training = start_training(
+        model,
+        data.train,
+        data.val,
+        params,
+        "finetune" if depth else "train",
+        how=how,
         environment=environment,
-        auroc=auroc,
-        on_epoch=lambda _: None,
+        checkpoint=Checkpoint(folder / "state.npz", identity={}, log=log),
         log=log,
-        activations=folder / "activations",
     )
+    open_.enter_context(stepping(training.tail, how))
+    return training
 
 
 class Ours(Way):
@@ -150,34 +153,11 @@ class Ours(Way):
         self.training.train_epoch(number, time.monotonic())
 
     def _begun(self) -> Any:
-        """The phase of this depth, ready for its first epoch, with a cache of its own."""
-        from src.model.cache import ActivationCache
-        from src.model.loop import Training
-        from src.model.phases import make_phase, step_ways, stepping
-
-        params = self.params.finetune
+        """The phase of this depth, with a cache of its own."""
         folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="hcd-")))
-        setting = phase_setting(self.data, self.params, self.environment, folder)
-        cache = ActivationCache(folder / "activations", max_bytes=10**11, log=setting.log)
-        self._open.enter_context(cache)
-        how = step_ways(
-            setting.runtime,
-            backbone=self.params.model.backbone,
-            depth=params.depth,
-            n_gpus=int(self.environment["gpus"]),
+        return begin_training(
+            self.model, self.data, self.params, self.environment, folder, self._open
         )
-        phase = make_phase(
-            self.model,
-            params,
-            setting,
-            cache,
-            how,
-            name="finetune" if params.depth else "train",
-            depth=params.depth,
-            batch_norm=params.batch_norm,
-        )
-        self._open.enter_context(stepping(phase.tail, how))
-        return Training(phase, setting.checkpoint, setting.log)
 
     def val_logits(self) -> NDArray[np.float64]:
         from src.model.inference import predict_outputs

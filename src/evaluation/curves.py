@@ -90,6 +90,10 @@ def curve_bands(
         bounds = jackknife.bands(statistic, confidence=confidence)  # (2, names × places)
         pieces = np.split(bounds, len(names), axis=1)
         bands |= {name: Band(*piece) for name, piece in zip(names, pieces, strict=True)}
+    # sensitivity only rises along the curve, so its bounds may too: a value next to 1 has a very
+    # wide interval on the logit scale, which would cut a gap into the band
+    low, high = bands["roc"].low, bands["roc"].high
+    bands["roc"] = Band(np.fmax.accumulate(low), np.fmin.accumulate(high[::-1])[::-1])
     return bands
 
 

@@ -38,7 +38,7 @@ from src.data.batches import VIEW_BLOCK, Batch, apply_view, apply_views, n_batch
 from src.data.dataset import LabelledPatches
 from src.model.classifier import cut
 from src.model.weights import weights_sha256
-from src.params import CacheParams
+from src.params import CacheParams, ModelParams
 from src.system.code import training_code_digest
 from src.system.determinism import Environment
 from src.system.durable import WriteError, replacing
@@ -51,6 +51,7 @@ Pass = Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]
 DISK_MARGIN_BYTES = 2 * 10**9
 """Disk left free for what must not fail: checkpoints (0.5 GB at most), models, the MLflow store."""
 
+_NOT_OF_THE_TRUNK = {"dropout", "weights", "weights_sha256"}  # the weights have their own digest
 _DECIDES_BITS = ("tensorflow", "keras", "onednn", "gpus", "threads", "processor", "platform")
 _ROWS_STEP = 16  # rows computed for a batch are filled up to a multiple: few shapes are compiled
 _CRC_BYTES = 4  # at the end of a block's file
@@ -101,11 +102,16 @@ class Boundary:
     """
 
     def __init__(
-        self, trunk: keras.Model, *, depth: int, dtype: str, environment: Environment
+        self,
+        trunk: keras.Model,
+        depth: int,
+        model: ModelParams,
+        dtype: str,
+        environment: Environment,
     ) -> None:
         self.trunk = trunk
         self.depth = depth
-        self._environment = environment
+        self._model, self._environment = model, environment
         self.shape: tuple[int, ...] = trunk.output_shape[1:]
         self.dtype: np.dtype[Any] = np.dtype("float32" if depth == 0 else dtype)
 
@@ -129,8 +135,10 @@ class Boundary:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What the activations of a patch depend on, the weights when it is first asked for."""
+        pooling = {"pooling"} if self.depth else set()
         return {
-            "architecture": architecture_sha256(self.trunk),
+            "network": self._model.model_dump(exclude=_NOT_OF_THE_TRUNK | pooling),
+            "depth": self.depth,
             "weights": weights_sha256(self.trunk),
             "dtype": self.dtype.name,
             "environment": {name: self._environment.get(name) for name in _DECIDES_BITS},
@@ -302,7 +310,7 @@ class FrozenLayers:
         self,
         classifier: keras.Model,
         *,
-        backbone: str,
+        model: ModelParams,
         depth: int,
         cache: CacheParams,
         environment: Environment,
@@ -316,11 +324,9 @@ class FrozenLayers:
         self._copy: keras.Model | None = None
         self._boundaries: dict[int, Boundary] = {}  # the own one first, then from the top down
         for each in dict.fromkeys([depth, *sorted(depths)]):
-            trunk, _ = cut(classifier, backbone=backbone, depth=each)
+            trunk, _ = cut(classifier, backbone=model.backbone, depth=each)
             if trunk is not None:
-                self._boundaries[each] = Boundary(
-                    trunk, depth=each, dtype=cache.dtype, environment=environment
-                )
+                self._boundaries[each] = Boundary(trunk, each, model, cache.dtype, environment)
         self._own = self._boundaries.get(depth)
 
     def inputs(self, patches: LabelledPatches, *, views: int) -> Inputs:
@@ -346,10 +352,9 @@ class FrozenLayers:
 
     def augmented(self, patches: LabelledPatches, augmentation: keras.Model) -> Inputs:
         """``patches`` in new colours every time: their pixels are needed, so nothing is kept."""
-        frozen = None
-        if self._own is not None:
+        frozen = None if self._own is None else folded(self._own.trunk)
+        if frozen is not None:
             self._log.info(f"{patches.split}: new colours each time, so frozen layers run as well")
-            frozen = folded(self._own.trunk)
 
         @tf.function(reduce_retracing=True, autograph=False)
         def transform(pixels: Any) -> Any:
@@ -370,10 +375,10 @@ class FrozenLayers:
         wanted, fit = blocks.n_kept, max(0, available) // blocks.view_bytes
         if fit < wanted:
             blocks.keep(fit)
+            all_gb = wanted * blocks.view_bytes / 1e9
             self._log.info(
-                f"{split}: activations of {fit} of {wanted} views are kept, others are computed "
-                f"in every epoch; all would take {wanted * blocks.view_bytes / 1e9:,.1f} GB "
-                "(cache.max_gb)"
+                f"{split}: activations of {fit} of {wanted} views are kept, others are computed in "
+                f"every epoch; all would take {all_gb:,.1f} GB (cache.max_gb)"
             )
         if present > available:  # of a time when there was more room
             shutil.rmtree(blocks.folder, ignore_errors=True)
@@ -382,7 +387,7 @@ class FrozenLayers:
             oldest = next(iter(others))
             of_disk += others.pop(oldest)
             shutil.rmtree(oldest, ignore_errors=True)
-        blocks.folder.mkdir(exist_ok=True)
+        blocks.folder.mkdir(parents=True, exist_ok=True)
         os.utime(blocks.folder)  # used now
         self._in_use.append(blocks)
 
@@ -391,10 +396,10 @@ class FrozenLayers:
         found = []
         for boundary in list(self._boundaries.values())[1:]:
             blocks = Blocks(boundary, patches, views=views)
-            needed = views * blocks.view_bytes
-            taken = self._granted() + sum(self._unused(blocks).values())
+            others = sum(self._unused(blocks).values())
             of_disk = shutil.disk_usage(paths.ACTIVATIONS).free - DISK_MARGIN_BYTES
-            if needed > min(self._max_bytes - taken, of_disk - self._granted()):
+            spare = min(self._max_bytes - others, of_disk) - self._granted()
+            if views * blocks.view_bytes > spare:
                 break
             self._in_use.append(blocks)
             found.append(blocks)
@@ -481,26 +486,6 @@ def _folds_into(readers: Sequence[keras.Operation], layer: keras.layers.Layer) -
     )
 
 
-def architecture_sha256(model: keras.Model) -> str:
-    """SHA-256 of what ``model`` computes, weights apart.
-
-    Names don't count (Keras numbers those it gives by what was built before), nor whether a layer
-    is trainable: frozen layers run in inference mode.
-    """
-    config = model.get_config()
-    names = {layer["config"]["name"]: f"layer {i}" for i, layer in enumerate(config["layers"])}
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items() if key != "trainable"}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        return names.get(value, value) if isinstance(value, str) else value
-
-    text = json.dumps(plain({**config, "name": ""}), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _compiled(layers: keras.Model) -> Pass:
     @tf.function(reduce_retracing=True, autograph=False)
     def forward(pixels: Any) -> Any:
@@ -516,10 +501,7 @@ def _crc32(data: bytes) -> bytes:
 
 def _filled_up(pixels: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
     """With the first patch repeated at the end, up to a multiple of ``multiple``."""
-    lacking = -len(pixels) % multiple
-    if not lacking:
-        return pixels
-    return np.concatenate([pixels, np.repeat(pixels[:1], lacking, axis=0)])
+    return np.concatenate([pixels, np.repeat(pixels[:1], -len(pixels) % multiple, axis=0)])
 
 
 def _bytes_below(folder: Path) -> int:

@@ -16,9 +16,8 @@ import keras
 
 from src.model.backbone import BACKBONES, block_of
 from src.params import ModelParams
+from src.patch import SHAPE, SIZE_PX
 from src.system.errors import ProjectError
-
-PATCH_SIZE_PX = 96
 
 # mean of ImageNet in B, G, R, as subtracted when ResNet50 was trained (He et al. 2016, Caffe)
 IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
@@ -82,7 +81,7 @@ POOLINGS = {"avg": _average, "avg_max": _average_and_max, "gem": _generalised_me
 
 def patch_input() -> keras.KerasTensor:
     """The model's input: (n, 96, 96, 3) uint8 RGB."""
-    return keras.Input((PATCH_SIZE_PX, PATCH_SIZE_PX, 3), dtype="uint8", name="patch")
+    return keras.Input(SHAPE, dtype="uint8", name="patch")
 
 
 def preprocess(patches: Any, model: ModelParams) -> Any:
@@ -92,8 +91,8 @@ def preprocess(patches: Any, model: ModelParams) -> Any:
     only where it changes the size.
     """
     x = keras.layers.Rescaling(1.0, name="to_float")(patches)
-    if model.centre_crop is not None and model.centre_crop != PATCH_SIZE_PX:
-        margin_px = (PATCH_SIZE_PX - model.centre_crop) // 2
+    if model.centre_crop is not None and model.centre_crop != SIZE_PX:
+        margin_px = (SIZE_PX - model.centre_crop) // 2
         x = keras.layers.Cropping2D(margin_px, name="centre_crop")(x)
     if x.shape[1] != model.input_size:
         size = (model.input_size, model.input_size)

@@ -17,8 +17,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 
-from src.model.classifier import FEATURE_SCALE, PATCH_SIZE_PX
+from src.model.classifier import FEATURE_SCALE
+from src.patch import CENTRE_PX, SIZE_PX
 
 Floats = NDArray[np.float64]
 
@@ -38,7 +40,6 @@ class Explanation(NamedTuple):
     seen_px: int
 
 
-CENTRE_SIZE_PX = 32  # side of the square that the label speaks of
 _BATCH_PATCHES = 32
 
 
@@ -99,7 +100,7 @@ def visible_px(model: keras.Model) -> int:
     """Side of the centred square of the patch that the model sees: 96 without a centre crop."""
     names = {layer.name for layer in model.layers}
     if "centre_crop" not in names:
-        return PATCH_SIZE_PX
+        return SIZE_PX
     return int(model.get_layer("centre_crop").output.shape[1])
 
 
@@ -118,22 +119,20 @@ def centre_share(maps: Floats, *, seen_px: int) -> Floats:
 
 def centre_area(seen_px: int) -> float:
     """Share of the seen area that is the centre square: 1/9 of a whole patch."""
-    return (CENTRE_SIZE_PX / seen_px) ** 2
+    return (CENTRE_PX / seen_px) ** 2
 
 
 def on_patch(maps: Floats, *, seen_px: int) -> Floats:
     """(n, 96, 96) maps scaled to 0 … 1 each, bilinear, 0 where the model sees nothing."""
-    from scipy.ndimage import map_coordinates
-
     n, height, width = maps.shape
-    margin_px = (PATCH_SIZE_PX - seen_px) // 2
+    margin_px = (SIZE_PX - seen_px) // 2
     highest = maps.max(axis=(1, 2), keepdims=True)
     scaled = np.divide(maps, highest, out=np.zeros_like(maps), where=highest > 0)
     centres = np.arange(seen_px) + 0.5  # px, of the seen square
     grid = np.meshgrid(
         centres * height / seen_px - 0.5, centres * width / seen_px - 0.5, indexing="ij"
     )
-    placed = np.zeros((n, PATCH_SIZE_PX, PATCH_SIZE_PX))
+    placed = np.zeros((n, SIZE_PX, SIZE_PX))
     seen = slice(margin_px, margin_px + seen_px)
     for index in range(n):
         placed[index, seen, seen] = map_coordinates(scaled[index], grid, order=1, mode="nearest")
@@ -143,7 +142,7 @@ def on_patch(maps: Floats, *, seen_px: int) -> Floats:
 def _overlap(n_cells: int, seen_px: int) -> Floats:
     """(n_cells,) share of each cell's side that lies within the centre square."""
     edges = np.linspace(0, seen_px, n_cells + 1)
-    low, high = (seen_px - CENTRE_SIZE_PX) / 2, (seen_px + CENTRE_SIZE_PX) / 2
+    low, high = (seen_px - CENTRE_PX) / 2, (seen_px + CENTRE_PX) / 2
     inside = np.clip(edges[1:], low, high) - np.clip(edges[:-1], low, high)
     return np.asarray(inside / (seen_px / n_cells))
 

@@ -238,7 +238,7 @@ def start_training(
     _, tail = cut(model, backbone=backbone, depth=depth)
     frozen = FrozenLayers(
         model,
-        backbone=backbone,
+        model=params.model,
         depth=depth,
         cache=params.cache,
         environment=environment,

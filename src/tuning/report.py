@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 
 from src import paths
 from src.params import TuneParams
+from src.patch import ORANGE
 from src.system.durable import replacing_folder, write_json
 from src.tracking.store import TrackingError
 from src.tracking.tuning_runs import log_study
@@ -190,7 +191,7 @@ def depth_rate_map(study: optuna.Study, tune: TuneParams) -> go.Figure:
         "reversescale": tune.objective == "val_loss",
         "showscale": True,
     }
-    star = {"symbol": "star-open", "size": 24, "color": "#D55E00", "line_width": 2}
+    star = {"symbol": "star-open", "size": 24, "color": ORANGE, "line_width": 2}
     figure = go.Figure()
     for name, group, marker in (
         ("pruned", pruned, {"symbol": "x", "color": "grey"}),

@@ -56,7 +56,8 @@ def test_roc_band(patches, bands):
         fpr, tpr, _ = sk.roc_curve(labels, scores, drop_intermediate=False)
         return np.interp(GRID, fpr, tpr)
 
-    _compare(bands["roc"], _bounds(patches, curve))
+    low, high = _bounds(patches, curve)
+    _compare(bands["roc"], (np.fmax.accumulate(low), np.fmin.accumulate(high[::-1])[::-1]))
 
 
 def test_precision_recall_band(patches, bands):

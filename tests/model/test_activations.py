@@ -35,6 +35,7 @@ PATCHES = labelled(random_patches(N), [i % 2 for i in range(N)])
 OTHERS = labelled(random_patches(70, seed=1), [i % 2 for i in range(70)], split="val")
 ENVIRONMENT = {"tensorflow": "2", "threads": 2, "processor": "a", "gpus": 0}
 N_FILES = 3 * N_VIEWS
+TINY = SMALL.model_copy(update={"backbone": "resnet_tiny"})
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,7 @@ def _frozen(
 ) -> FrozenLayers:
     return FrozenLayers(
         classifier or _classifier(backbone),
-        backbone=backbone,
+        model=SMALL.model_copy(update={"backbone": backbone}),
         depth=depth,
         cache=CacheParams(max_gb=max_gb, dtype=dtype),
         environment=ENVIRONMENT,
@@ -87,7 +88,7 @@ def _files() -> dict[str, bytes]:
 def _view_gb(depth=2, patches=PATCHES) -> float:
     """What one view of the patches takes."""
     trunk, _ = cut(_classifier(), backbone="resnet_tiny", depth=depth)
-    boundary = Boundary(trunk, depth=depth, dtype="float16", environment=ENVIRONMENT)
+    boundary = Boundary(trunk, depth, TINY, "float16", ENVIRONMENT)
     return Blocks(boundary, patches, views=1).view_bytes / 1e9
 
 
@@ -284,6 +285,7 @@ def test_other_depths_take_no_room_but_what_is_to_spare(spare, n_kept):
         ({"environment": {"python": "4"}}, True),  # computes nothing in a trunk
         ({"dtype": "float32"}, True),  # at depth 0 it is always that
         ({"depth": 1}, False),
+        ({"weights": "imagenet"}, True),  # their digest counts, not where they are from
     ],
     ids=str,
 )
@@ -293,7 +295,7 @@ def test_what_the_identity_depends_on(change, is_same):
     def identity(*, environment=None, depth=0, dtype="float16", **changes):
         trunk, _ = cut(_classifier(**changes), backbone="resnet_tiny", depth=depth)
         about = {**ENVIRONMENT, **(environment or {})}
-        return Boundary(trunk, depth=depth, dtype=dtype, environment=about).identity
+        return Boundary(trunk, depth, TINY.model_copy(update=changes), dtype, about).identity
 
     assert (identity(**change) == identity()) == is_same
 
@@ -301,9 +303,7 @@ def test_what_the_identity_depends_on(change, is_same):
 def test_weights_are_in_the_identity():
     """Catches activations of other weights."""
     trunk, _ = cut(_classifier(), backbone="resnet_tiny", depth=2)
-    before, after = (
-        Boundary(trunk, depth=2, dtype="float16", environment=ENVIRONMENT) for _ in range(2)
-    )
+    before, after = (Boundary(trunk, 2, TINY, "float16", ENVIRONMENT) for _ in range(2))
     assert before.identity
     trunk.get_layer("conv1_conv").bias.assign_add(np.ones(8, np.float32))
     assert after.identity["weights"] != before.identity["weights"]

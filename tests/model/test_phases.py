@@ -13,8 +13,7 @@ import tensorflow as tf
 from src import paths
 from src.model.backbone import BACKBONES
 from src.model.classifier import build_classifier
-from src.model.phases import step_ways
-from src.model.step import mirrored_scope
+from src.model.step import mirrored_scope, step_ways
 from src.model.training import fit_phase
 from src.params import load_params
 from src.system.determinism import start_tensorflow
