@@ -67,7 +67,7 @@ def _between_write_and_rename() -> None:
             die()
 
     for number in range(1, 40):
-        _at_call(durable, "_fsync_file", number, if_checkpoint)
+        _at_call(durable, "_fsync", number, if_checkpoint)
 
 
 def _after_a_checkpoint_within_an_epoch() -> None:
