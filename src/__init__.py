@@ -12,18 +12,6 @@ Commands outside the pipeline: ``tune`` (searches unfreeze depth and learning ra
 Shared by everything: ``params`` (``params.yaml``, typed), ``paths`` (every path, once), ``patch``
 (every fact about a patch, once).
 
-``data``        what a patch is: archives, TIFF decoding, checks, groups, splits, packed pixels
-``exploration`` what the data looks like: statistics and pictures
-``drawing``     the generated archive: patches whose label shows in shapes, not in colours
-``model``       the classifier: ResNet50 with its preprocessing, frozen activations, training loop,
-                exact resume, inference, Grad-CAM
-``evaluation``  what a score means: metrics, intervals, calibration, operating point, report
-``tracking``    what happened: MLflow runs, registered versions, promotions, lineage. The only room
-                that imports MLflow
-``tuning``      the search: space, study, trials, worker processes
-``system``      durable writes, locks, determinism, command line, log, progress, errors
-==============  ==============================================================================
-=======
 ===============  ==============================================================================
 ``data``         what a patch is: archives, decoding, checks, packed pixels, groups, splits, batches
 ``exploration``  what the data looks like: statistics and pictures, before any training

@@ -36,9 +36,8 @@ def main(
     from src.evaluation.figures import learning_curves
     from src.model.checkpoint import open_checkpoint
     from src.model.inference import MODEL_FILE, load_classifier
-    from src.model.saving import RUN_FILE, save_phase
     from src.model.step import device_scope
-    from src.model.training import describe_phase, fit_phase
+    from src.model.training import RUN_FILE, describe_phase, fit_phase, save_phase
     from src.tracking.runs import RunRecord, training_run
 
     train, val = load_split("train"), load_split("val")

@@ -36,9 +36,8 @@ def main(
     from src.model.checkpoint import open_checkpoint
     from src.model.classifier import build_classifier
     from src.model.inference import MODEL_FILE
-    from src.model.saving import save_phase
     from src.model.step import device_scope
-    from src.model.training import describe_phase, fit_phase
+    from src.model.training import describe_phase, fit_phase, save_phase
     from src.model.weights import load_initial_weights
     from src.tracking.runs import RunRecord, training_run
 

@@ -156,7 +156,7 @@ def test_model_of_another_split_is_not_evaluated(tmp_path, monkeypatch):
     dataset = {"content_digest": "f" * 64, "split_sha256": "0" * 64}
     for folder in (paths.HEAD_MODEL, paths.FINETUNED_MODEL):
         write_json(folder / "run.json", {"run_id": "r", "record": {"dataset": dataset}})
-    monkeypatch.setattr(evaluate, "start_tensorflow", lambda *_, **__: pytest.fail("was started"))
+    monkeypatch.setattr(evaluate, "start_scoring", lambda _: pytest.fail("was started"))
     with pytest.raises(OtherData, match="head was trained on another split"):
         evaluate.main()
 
@@ -170,7 +170,7 @@ def test_scores_are_made_without_tf32(monkeypatch):
         raise InterruptedError
 
     monkeypatch.setattr(evaluate, "check_trained_here", lambda *_: None)
-    monkeypatch.setattr(evaluate, "start_tensorflow", start)
+    monkeypatch.setattr("src.system.determinism.start_tensorflow", start)
     with pytest.raises(InterruptedError):
         evaluate.main()
     assert started == [False]

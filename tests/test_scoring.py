@@ -48,7 +48,7 @@ def test_scores_are_made_without_tf32(begin, monkeypatch):
     said = {"no_submission": False, "digests": {}, "name": "m"}
     chosen = {"predict_with": {"role": "champion", "version": 1}}
     monkeypatch.setattr(predict, "read_json", lambda _: said | chosen)
-    monkeypatch.setattr(predict, "check_chosen", lambda *_: None)
+    monkeypatch.setattr(predict, "check_chosen", lambda *_, **__: None)
     monkeypatch.setattr(predict, "open_input", lambda _: None)
     tf.config.experimental.enable_tensor_float_32_execution(True)
     with pytest.raises(Started):

@@ -8,8 +8,7 @@ from typing import Any
 
 import keras
 
-from src.model.inference import MODEL_FILE, averaged_over_views
-from src.model.saving import save_model
+from src.model.inference import MODEL_FILE, averaged_over_views, save_model
 from src.system.durable import replacing_folder, write_json
 from src.system.errors import ProjectError
 

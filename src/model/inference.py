@@ -1,4 +1,4 @@
-"""Loading a classifier that is verified as ours, and running it over packed patches.
+"""Saving a classifier, loading one that is verified as ours, and running it over packed patches.
 
 Test-time augmentation is the mean logit over the 8 flips and rotations of the square. Logits are
 averaged, not probabilities: the mean can then be calibrated as a single logit is, and what is
@@ -7,6 +7,10 @@ served stays logit → scale and shift → sigmoid.
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import zipfile
 from collections.abc import Callable
 from logging import Logger
 from pathlib import Path
@@ -23,10 +27,35 @@ from src.system.durable import verify_folder
 from src.system.progress import progress
 
 MODEL_FILE = "model.keras"
+_CONFIG, _METADATA = "config.json", "metadata.json"  # of the zip that a .keras file is
+_NO_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold
 VIEWS_LAYER = "views"
 """Of a model that looks at each patch in all 8 views: where they become one batch."""
 
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+def save_model(model: keras.Model, path: Path) -> None:
+    """Save as ``.keras``, with the same bytes for the same model.
+
+    Keras' date is left out, and its numbers of shared objects, which are memory addresses, become
+    1, 2, … in order.
+    """
+    dated = path.with_name(f"dated-{path.name}")
+    model.save(dated)
+    with zipfile.ZipFile(dated) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            entry = zipfile.ZipInfo(name, date_time=_NO_DATE)
+            if name == _METADATA:
+                metadata = {**json.loads(source.read(name)), "date_saved": ""}
+                target.writestr(entry, json.dumps(metadata))
+                continue
+            if name == _CONFIG:
+                target.writestr(entry, _renumbered(source.read(name).decode()))
+                continue
+            with source.open(name) as data, target.open(entry, "w", force_zip64=True) as copy:
+                shutil.copyfileobj(data, copy, 1 << 20)
+    dated.unlink()
 
 
 def load_classifier(folder: Path) -> keras.Model:
@@ -140,3 +169,12 @@ def _viewed(patches: Any, view: int) -> Any:
         patches = keras.ops.transpose(patches, (0, 2, 1, 3))
     flipped = [axis for axis, is_flipped in ((1, flip_rows), (2, flip_columns)) if is_flipped]
     return keras.ops.flip(patches, axis=flipped) if flipped else patches
+
+
+def _renumbered(config: str) -> str:
+    numbers: dict[str, int] = {}
+    return re.sub(
+        r'(?<="shared_object_id": )\d+',
+        lambda found: str(numbers.setdefault(found[0], len(numbers) + 1)),
+        config,
+    )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from logging import Logger
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
@@ -32,16 +33,19 @@ from src.data.dataset import LabelledPatches, dataset_identity, split_kind
 from src.model.activations import FrozenLayers, Inputs
 from src.model.checkpoint import Checkpoint, recorded_params, work_identity, work_key
 from src.model.classifier import FEATURE_SCALE, BatchNormMode, cut, unfreeze
+from src.model.inference import MODEL_FILE, save_model
 from src.model.schedules import Patience, make_schedule
 from src.model.step import ReplicatedStep, TailStep, in_replicas, step_ways, stepping
 from src.model.weights import weights_sha256
 from src.params import FinetuneParams, Params, TrainParams
 from src.system.determinism import Environment
-from src.system.durable import DiskFull
+from src.system.durable import DiskFull, replacing_folder, write_json
 from src.system.errors import ProjectError
 from src.system.progress import progress
 
 Stage = Literal["train", "finetune"]
+
+FIT_FILE, TIMING_FILE, RUN_FILE = "fit.json", "timing.json", "run.json"
 
 MOST_MEASURED = 200  # batches that statistics of averaged weights come from
 _LOSSES_READ_EVERY = 20  # steps; reading one waits for the step
@@ -272,6 +276,21 @@ def start_training(
         free_disk=frozen.give_way,
         log=log,
     )
+
+
+def save_phase(
+    folder: Path,
+    model: keras.Model,
+    fitted: Fitted,
+    *,
+    run: Mapping[str, Any],
+) -> None:
+    """Write a model folder whole or not at all."""
+    with replacing_folder(folder) as temporary:
+        save_model(model, temporary / MODEL_FILE)
+        write_json(temporary / FIT_FILE, fitted.facts)
+        write_json(temporary / TIMING_FILE, fitted.timing)
+        write_json(temporary / RUN_FILE, dict(run))
 
 
 class Training:

@@ -53,16 +53,6 @@ def is_known_dead(process: ProcessIdentity) -> bool:
     return _started(process.pid) != process.started
 
 
-def is_dead_since_boot(process: ProcessIdentity) -> bool:
-    """Whether the process ran here since the machine started, and no longer does.
-
-    Unlike :func:`is_known_dead`, False for a process of another boot: it was either lost with the
-    reboot, or belongs to another machine of the same name, where it may be alive.
-    """
-    boot = (_started(os.getpid()) or "unknown").partition(":")[0]
-    return process.started.partition(":")[0] == boot and is_known_dead(process)
-
-
 def _started(pid: int) -> str | None:
     """Start time in clock ticks since boot, with the boot's id; None if there's no such process.
 

@@ -31,7 +31,7 @@ from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 
 from src.data.dataset import dataset_identity, split_kind
-from src.model.saving import save_model
+from src.model.inference import save_model
 from src.model.training import Epoch, class_weights
 from src.params import Params, TuneParams
 from src.system.determinism import Environment

@@ -67,7 +67,7 @@ def _between_write_and_rename() -> None:
             die()
 
     for number in range(1, 40):
-        _at_call(durable, "_fsync_file", number, if_checkpoint)
+        _at_call(durable, "_fsync", number, if_checkpoint)
 
 
 def _after_a_checkpoint_within_an_epoch() -> None:
@@ -83,9 +83,9 @@ def _after_an_epoch_before_it_is_logged() -> None:
 
 
 def _after_the_last_epoch() -> None:
-    from src.model import saving
+    from src.model import training
 
-    _at_call(saving, "save_phase", 1)
+    _at_call(training, "save_phase", 1)
 
 
 def _in_the_upload_of_the_model() -> None:

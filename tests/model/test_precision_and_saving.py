@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from src.model.classifier import build_classifier
-from src.model.saving import save_model
+from src.model.inference import save_model
 from src.model.step import bfloat16_layers, uses_bfloat16
 from tests.model.support import SMALL, random_patches
 

@@ -16,7 +16,7 @@ from src.data.sources import open_input
 from src.evaluation.baseline import N_FEATURES
 from src.model import scorer
 from src.model.final import CONTRACT, ContractError, check_contract, write_final
-from src.model.tta import logits_by_view
+from src.model.inference import logits_by_view
 from src.params import load_params
 from tests.evaluated import labelled_patches
 from tests.model.support import SMALL, random_patches
