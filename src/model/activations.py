@@ -452,11 +452,17 @@ def folded(trunk: keras.Model) -> keras.Model:
     for node in (each for nodes in trunk._nodes_by_depth.values() for each in nodes):
         for parent in node.parent_nodes:
             readers.setdefault(parent.operation, []).append(node.operation)
-    after = {
-        found[0].name: layer.name
-        for layer in trunk.layers
-        if (found := readers.get(layer, [])) and _folds_into(found, layer)
-    }
+    after = {}  # a BatchNorm's name → that of the convolution with bias that it alone reads
+    for layer in trunk.layers:
+        found = readers.get(layer, [])
+        if (
+            type(layer) is keras.layers.Conv2D
+            and layer.use_bias
+            and layer.activation is keras.activations.linear
+            and layer.data_format == "channels_last"
+            and [type(reader) for reader in found] == [keras.layers.BatchNormalization]
+        ):
+            after[found[0].name] = layer.name
 
     def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         return args[0] if layer.name in after else layer(*args, **kwargs)
@@ -472,18 +478,6 @@ def folded(trunk: keras.Model) -> keras.Model:
         weights = [kernel * scale, (bias - mean) * scale + beta]
         copy.get_layer(convolution).set_weights(weights)
     return copy
-
-
-def _folds_into(readers: Sequence[keras.Operation], layer: keras.layers.Layer) -> bool:
-    """Whether BatchNorm alone reads a convolution with bias and no activation."""
-    return (
-        type(layer) is keras.layers.Conv2D
-        and layer.use_bias
-        and layer.activation is keras.activations.linear
-        and layer.data_format == "channels_last"
-        and len(readers) == 1
-        and type(readers[0]) is keras.layers.BatchNormalization
-    )
 
 
 def _compiled(layers: keras.Model) -> Pass:
@@ -506,7 +500,7 @@ def _filled_up(pixels: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
 
 def _bytes_below(folder: Path) -> int:
     n_bytes = 0
-    for file in folder.glob("*/*.bin"):
-        with suppress(FileNotFoundError):  # another process needed the room
+    with suppress(FileNotFoundError):  # another process needed the room
+        for file in folder.rglob("*.*"):  # half-written ones of killed processes too
             n_bytes += file.stat().st_size
     return n_bytes
