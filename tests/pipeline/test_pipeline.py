@@ -111,7 +111,8 @@ def test_report_run_and_gate_say_the_same_of_the_baseline(project):
     assert _store(project).get_run(run_id).data.tags["against_baseline"] == text
     rules = {row["rule"]: row for row in _json(project, "reports/registration.json")["rules"]}
     reason = rules["beats_baseline"]["reason"]
-    assert reason.removesuffix("; model 1 judged on this holdout") == text
+    # with too few groups for an interval, the text says what could not be compared, then why
+    assert text.endswith(reason.removesuffix("; model 1 judged on this holdout"))
 
 
 def test_report_says_the_metrics_and_lies_in_the_run(project):
