@@ -136,6 +136,10 @@ class Jackknife:
             See :meth:`interval`; two that are the same everywhere differ by 0 (0 to 0).
         """
         values = self.values(statistic) - self.values(other)
+        return self.difference_from(values, confidence=confidence)
+
+    def difference_from(self, values: Floats, *, confidence: float) -> Difference:
+        """:meth:`difference` from its (1 + b,) values: of all patches, then without each group."""
         half, value = self._half_width(values, confidence), float(values[0])
         if half == 0 and value != 0:
             raise UndefinedMetric(f"no interval: it is {value:+g} whichever group is left out")
