@@ -21,7 +21,7 @@ from src.evaluation.calibration import fit_calibration
 from src.evaluation.curves import curve_bands
 from src.evaluation.figures import holdout_figures, learning_curves, plot_tables
 from src.evaluation.gallery import write_gallery
-from src.evaluation.looks import Look, holdout_sha256
+from src.evaluation.looks import Look
 from src.evaluation.metrics_report import Report, group_table, log_report, metrics_report
 from src.evaluation.operating_point import OperatingPoint, choose_threshold
 from src.evaluation.predictions import predictions_of, with_origins
@@ -47,8 +47,13 @@ def main() -> None:
     from src.model.gradcam import explain
     from src.model.inference import load_classifier, logits_by_view
     from src.model.scorer import finite
-    from src.tracking.looks import final_weights_sha256, model_key, take_look
+    from src.tracking.looks import archive_digest, final_weights_sha256, model_key, take_look
     from src.tracking.runs import add_evaluation, add_files, ensure_run
+
+    # noted before a single holdout patch is scored: what was seen can't be unseen
+    run_id, archive = ensure_run(paths.FINETUNED_MODEL), archive_digest()
+    key = model_key(final_weights_sha256(), tta=chosen.tta)
+    look = Look(take_look(run_id, archive, key), archive)
 
     # score
     model = load_classifier(paths.FINETUNED_MODEL)
@@ -78,13 +83,10 @@ def main() -> None:
         f"view{'s' if len(logits[0]) > 1 else ''}"
     )
 
-    # decide on val, report on holdout; the look is noted before anything is shown
+    # decide on val, report on holdout
     point = operating_point_on_val(predictions, chosen)
-    run_id = ensure_run(paths.FINETUNED_MODEL)
     rows = predictions[predictions["split"] == "holdout"]
-    digest = holdout_sha256(rows)
-    key = model_key(final_weights_sha256(), tta=chosen.tta)
-    report = report_of(predictions, point, Look(take_look(run_id, digest, key), digest), chosen)
+    report = report_of(predictions, point, look, chosen)
     write_json(paths.METRICS, report)
     figures = write_plots(rows, report)
 

@@ -20,7 +20,7 @@ from src.evaluation.comparison import (
     read_holdout,
     verified_champion,
 )
-from src.evaluation.looks import Look, holdout_sha256
+from src.evaluation.looks import Look
 from src.evaluation.promotion import Decision, decide
 from src.params import load_params
 from src.system.cli import run
@@ -74,7 +74,7 @@ def main(
     log = get_logger("promote")
     from src.tracking import promotions, registry
     from src.tracking.listing import show_rules, show_versions
-    from src.tracking.looks import look_of, n_looks
+    from src.tracking.looks import archive_digest, look_of, n_looks
 
     name = params.register_.name
     if reject is not None:
@@ -85,8 +85,10 @@ def main(
     if version is None and not rollback:
         show_versions(name)
         if paths.PREDICTIONS.is_file():
-            digest = holdout_sha256(read_holdout(paths.PREDICTIONS))
-            typer.echo(looks_so_far(Look(n_looks(digest) + 1, digest), params.evaluate.confidence))
+            archive = archive_digest()
+            typer.echo(
+                looks_so_far(Look(n_looks(archive) + 1, archive), params.evaluate.confidence)
+            )
         return
 
     present = registry.champion_of(name)
@@ -111,8 +113,8 @@ def main(
     else:
         holdout = read_holdout(paths.PREDICTIONS)
         champion = verified_champion(present, scores, log)
-        digest = holdout_sha256(holdout)
-        look = Look(look_of(target, digest), digest)
+        archive = archive_digest()
+        look = Look(look_of(target, archive), archive)
         evidence, comparison = gather(
             target,
             champion,
@@ -190,7 +192,7 @@ def looks_so_far(next_look: Look, confidence: float) -> str:
     """How often the present holdout was looked at, and what that leaves for the next model."""
     level = 100 * next_look.confidence(confidence)
     return (
-        f"{next_look.number - 1:,} models were judged on this holdout; the next one is at "
+        f"{next_look.number - 1:,} models were judged on this archive; the next one is at "
         f"{level:.4g} % confidence"
     )
 

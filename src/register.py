@@ -31,7 +31,7 @@ from src.evaluation.comparison import (
     read_holdout,
     verified_champion,
 )
-from src.evaluation.looks import Look, holdout_sha256
+from src.evaluation.looks import Look
 from src.evaluation.promotion import Decision, Evidence, decide
 from src.params import load_params
 from src.system.cli import run
@@ -54,7 +54,7 @@ def main() -> None:
     from src.model.inference import load_classifier
     from src.model.scorer import HoldoutScores, logits_of, rows_of
     from src.tracking import promotions, registry
-    from src.tracking.looks import final_weights_sha256, look_of
+    from src.tracking.looks import archive_digest, final_weights_sha256, look_of
     from src.tracking.runs import run_with_metrics
 
     name, holdout = params.register_.name, read_holdout(paths.PREDICTIONS)
@@ -75,8 +75,8 @@ def main() -> None:
 
         scores = HoldoutScores(batch_size=params.runtime.inference_batch_size, log=log)
         champion = verified_champion(registry.champion_of(name), scores, log)
-        digest = holdout_sha256(holdout)
-        look = Look(look_of(challenger, digest), digest)
+        archive = archive_digest()
+        look = Look(look_of(challenger, archive), archive)
         evidence, comparison = gather(
             challenger,
             champion,

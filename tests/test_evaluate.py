@@ -261,7 +261,7 @@ def test_log_names_what_weakens_the_verdict(predictions, workspace, caplog, monk
     kind = "the split is not by slide, its groups are stand-ins"
     assert f"scores are optimistic: {kind}" in lines
     assert any(line.startswith("intervals left out: an interval needs") for line in lines)
-    assert any(line.startswith("model 3 judged on this holdout") for line in lines)
+    assert any(line.startswith("model 3 judged on this archive") for line in lines)
     assert lines[-1].startswith("holdout AUROC 0.")
     assert lines[-1].endswith(
         ": an interval needs at least 3 groups; got 2: raise the fraction of this split or give "

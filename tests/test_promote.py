@@ -334,7 +334,7 @@ def test_listing_shows_versions_evidence_and_history(register, run):
     assert "by the rules" in output
     assert "BROKEN" not in output
     # version 2 was, version 1 never
-    assert "1 models were judged on this holdout; the next one is at 99.17 % confidence" in output
+    assert "1 models were judged on this archive; the next one is at 99.17 % confidence" in output
 
 
 def test_champion_moved_outside_is_shown(project, store, register, run):

@@ -14,12 +14,12 @@ from src.data.dataset import OtherData, SplitKind
 from src.evaluation import promotion
 from src.evaluation.comparison import Champion, Comparison
 from src.evaluation.intervals import Difference
-from src.evaluation.looks import Look, holdout_sha256
+from src.evaluation.looks import Look
 from src.model import scorer
 from src.system.durable import read_json, write_json
 from src.system.errors import ProjectError, VerificationError
 from src.tracking import promotions, registry, runs
-from src.tracking.looks import final_weights_sha256, model_key, take_look
+from src.tracking.looks import archive_digest, final_weights_sha256, model_key, take_look
 from tests.evaluated import labelled_patches, write_evaluation
 from tests.evaluation.test_comparison import fake_version
 from tests.tracking.support import EVIDENCE, final_folder
@@ -175,7 +175,7 @@ def test_another_model_on_the_same_holdout_is_judged_more_strictly(keras_file):
         assert challenger["to_baseline"]["confidence"] == pytest.approx(1 - 0.05 / 6)
         reason = reason_of("beats_baseline")
         assert "(99.17 % interval " in reason
-        assert reason.endswith("; model 2 judged on this holdout")
+        assert reason.endswith("; model 2 judged on this archive")
 
 
 def reason_of(rule):
@@ -184,13 +184,22 @@ def reason_of(rule):
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("beats", [True, False])
-def test_report_run_and_gate_say_the_same_of_the_baseline(project, store, monkeypatch, beats):
+@pytest.mark.parametrize(
+    ("beats", "n_groups", "begins"),
+    [
+        (True, 10, "beats the colour baseline"),
+        (False, 10, "does not beat the colour baseline"),
+        (False, 2, "can't be compared with the colour baseline: an interval needs at least 3"),
+    ],
+)
+def test_report_run_and_gate_say_the_same_of_the_baseline(
+    project, store, monkeypatch, beats, n_groups, begins
+):
     """Catches two intervals of one comparison: a report that promises what the gate then refuses.
 
     What ``evaluate`` does after scoring, then ``register``.
     """
-    rows = project.rows.assign(stain=None)
+    rows = project.rows.assign(stain=None, group=[f"g{i * n_groups // 40}" for i in range(40)])
     for name in ("baseline_logistic", "baseline_trees"):
         rows[name] = rows["baseline_probability"]
     if not beats:
@@ -199,7 +208,7 @@ def test_report_run_and_gate_say_the_same_of_the_baseline(project, store, monkey
     rows["logit"] = np.log(rows["probability"] / (1 - rows["probability"]))
     monkeypatch.setattr(evaluate, "split_kind", lambda: SplitKind(True, "slides"))
     predictions = evaluate.write_predictions(pd.concat([rows.assign(split="val"), rows]))
-    params, digest = project.params.evaluate, holdout_sha256(rows)
+    params, digest = project.params.evaluate, archive_digest()
     key = model_key(final_weights_sha256(), tta=False)
     look = Look(take_look(project.run_id, digest, key), digest)
     point = evaluate.operating_point_on_val(predictions, params)
@@ -210,10 +219,11 @@ def test_report_run_and_gate_say_the_same_of_the_baseline(project, store, monkey
     runs.add_evaluation(project.run_id, report, {}, tags)
     register.main()
     text, tags = report["against_baseline"]["text"], store.client.get_run(project.run_id).data.tags
-    assert text.startswith("beats the" if beats else "does not beat the")
+    assert text.startswith(begins)
     assert tags["against_baseline"] == text
     assert tags["beats_baseline"] == str(beats).lower()
-    assert reason_of("beats_baseline") == f"{text}; model 1 judged on this holdout"
+    look_said = "; model 1 judged on this archive" if "confidence" in against else ""
+    assert reason_of("beats_baseline") == text + look_said
     assert read_json(paths.REGISTRATION)["promoted"] is beats
 
 

@@ -193,7 +193,7 @@ def gather(
     except IncomparableGroups as error:
         not_judged = dict.fromkeys(("beats_baseline", "not_worse_than_champion"), str(error))
     except UndefinedMetric as error:
-        not_judged["beats_baseline"] = str(error)
+        not_judged["beats_baseline"] = f"can't be compared with the colour baseline: {error}"
     if comparison is not None and comparison.impossible is not None:
         reason = f"can't be compared with the champion, which stays: {comparison.impossible}"
         not_judged["not_worse_than_champion"] = reason

@@ -65,7 +65,8 @@ class Jackknife:
     Attributes
     ----------
     n_groups : number of groups
-    n_effective : of equally large groups, how many would weigh as these do; at most ``n_groups``
+    n_effective : of equally large groups of both classes, how many would weigh as these do; at most
+        ``n_groups``
     names : (b,) of what is left out: groups, or ``block 17`` where there are more than MAX_BLOCKS
 
     Raises
@@ -186,12 +187,15 @@ def paired_difference(
 
 
 def _effective(is_tumour: NDArray[np.bool_], group_of: NDArray[np.intp], b: int) -> float:
-    """Kish's (Σu)² / Σu² of the groups' shares in the pairs of a tumour and a normal patch."""
+    """Harmonic mean of Kish's number (Σn)² / Σn² of groups over tumour and over normal patches.
+
+    An AUROC is no surer than its scarcer class: tumour on 2 of 20 slides is nearer to 2 groups.
+    """
     counts = [np.bincount(group_of[c], minlength=b) for c in (is_tumour, ~is_tumour)]
     if not all(count.any() for count in counts):
         raise UndefinedMetric("an interval needs patches of both classes")
-    share = sum(count / count.sum() for count in counts) / 2  # (b,), sums to 1
-    return float(1 / np.square(share).sum())
+    of_class = [count.sum() ** 2 / np.square(count).sum() for count in counts]
+    return float(2 / (1 / of_class[0] + 1 / of_class[1]))
 
 
 def _standard_error(values: Floats) -> Floats:

@@ -137,7 +137,7 @@ def log_report(report: Report, log: Logger) -> None:
         log.warning(f"{name} left out: {reason}")
     if look["number"] > 1:
         log.info(
-            f"model {look['number']:,} judged on this holdout: the verdict is taken at "
+            f"model {look['number']:,} judged on this archive: the verdict is taken at "
             f"{100 * report['against_baseline'].get('confidence', 1):.4g} % confidence"
         )
     if not report["slide_disjoint"]:

@@ -178,7 +178,7 @@ def caveats(sources: Sources) -> list[str]:
         )
     if metrics["look"]["number"] > 1:
         found.append(
-            f"This is model {metrics['look']['number']:,} judged on this holdout: the best of "
+            f"This is model {metrics['look']['number']:,} judged on this archive: the best of "
             "several looks better than it is. The verdict allows for that "
             f"({percent(metrics['against_baseline'].get('confidence', 1))} instead of "
             f"{percent(metrics['confidence'])}); the other intervals don't."

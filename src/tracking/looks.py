@@ -1,4 +1,4 @@
-"""Which models were judged on a holdout: tags of their runs, so a shared store counts for all."""
+"""Which models were judged on an archive: tags of their runs, so a shared store counts for all."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from src.tracking.registry import Version
 from src.tracking.store import connect, reporting
 
 
-def take_look(run_id: str, holdout_sha256: str, model: str) -> int:
-    """Number of ``model`` (any digest of it) among those judged on a holdout, from 1.
+def take_look(run_id: str, archive: str, model: str) -> int:
+    """Number of ``model`` (any digest of it) among those judged on holdouts of an archive, from 1.
 
     A model seen before keeps its number.
 
     Two processes that look at the same moment may get the same number: the second verdict is then
     a little too lenient, and both tags show it.
     """
-    store, tag = connect(), _tag(holdout_sha256)
-    numbers = _numbers(holdout_sha256)
+    store, tag = connect(), _tag(archive)
+    numbers = _numbers(archive)
     number = numbers.get(model, 1 + max(numbers.values(), default=0))
     with reporting(f"did not take a tag of run {run_id}"):
         run = store.client.get_run(run_id)
@@ -31,16 +31,16 @@ def take_look(run_id: str, holdout_sha256: str, model: str) -> int:
     return number
 
 
-def look_of(version: Version, holdout_sha256: str) -> int:
+def look_of(version: Version, archive: str) -> int:
     """The same of a registered version."""
     weights = str(version.evidence["final_weights_sha256"])
     key = model_key(weights, tta=bool(version.operating_point["tta"]))
-    return take_look(version.run_id, holdout_sha256, key)
+    return take_look(version.run_id, archive, key)
 
 
-def n_looks(holdout_sha256: str) -> int:
-    """How many models were judged on a holdout so far."""
-    return len(_numbers(holdout_sha256))
+def n_looks(archive: str) -> int:
+    """How many models were judged on holdouts of an archive so far."""
+    return len(_numbers(archive))
 
 
 def model_key(weights_sha256: str, *, tta: bool) -> str:
@@ -51,14 +51,19 @@ def model_key(weights_sha256: str, *, tta: bool) -> str:
     return f"{weights_sha256}{'+tta' if tta else ''}"
 
 
+def archive_digest() -> str:
+    """Of the labelled patches that are here: ids, pixels and labels."""
+    return str(read_json(paths.INGEST_REPORT)["digests"]["train"])
+
+
 def final_weights_sha256() -> str:
     """Of the weights of ``models/finetuned``, which ``predictions.parquet`` comes from."""
     return str(read_json(paths.FINETUNED_MODEL / "fit.json")["final_weights_sha256"])
 
 
-def _numbers(holdout_sha256: str) -> dict[str, int]:
+def _numbers(archive: str) -> dict[str, int]:
     """Model → its number. Deleted runs count as well: what was seen stays seen."""
-    store, tag = connect(), _tag(holdout_sha256)
+    store, tag = connect(), _tag(archive)
     found: dict[str, int] = {}
     page = None
     with reporting("can't be searched"):
@@ -80,5 +85,5 @@ def _numbers_in(noted: str) -> dict[str, int]:
     return {model: int(number) for number, model in entries}
 
 
-def _tag(holdout_sha256: str) -> str:
-    return f"holdout_look.{holdout_sha256[:12]}"
+def _tag(archive: str) -> str:
+    return f"archive_look.{archive[:12]}"

@@ -169,7 +169,7 @@ def test_later_looks_are_decided_at_a_stricter_confidence(look, confidence, show
     for rule in ("beats_baseline", "not_worse_than_champion"):
         reason = decision.checks[rule].reason
         assert f"({shown} % interval " in reason
-        assert reason.endswith(f"; model {look} judged on this holdout")
+        assert reason.endswith(f"; model {look} judged on this archive")
     assert decision.checks["beats_baseline"].value == evidence.to_baseline.low
 
 

@@ -84,7 +84,7 @@ def test_verdict_on_the_baseline_is_the_gates(predictions):
         found = report["against_baseline"]
         assert found == {"beats": gate.above_zero, "text": against_baseline(gate), **asdict(gate)}
         assert found["low"] < report["difference_to_baseline"]["auroc_low"]
-        assert report["look"] == {"number": number, "holdout_sha256": "h" * 64}
+        assert report["look"] == {"number": number, "archive": "h" * 64}
 
 
 def test_too_few_groups_leave_figures_without_intervals(predictions):

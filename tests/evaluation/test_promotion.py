@@ -106,8 +106,8 @@ def test_reasons_name_values_and_what_is_allowed():
     decision = decide(replace(GOOD, to_champion=bad, margin=0.01))
     assert decision.reasons[3:6] == [
         "beats the colour baseline: AUROC +0.200 (97.5 % interval +0.100 to +0.300); model 1 "
-        "judged on this holdout",
+        "judged on this archive",
         "may be worse than the champion on the same patches: AUROC -0.020 (97.5 % interval "
-        "-0.050 to +0.010), the interval must be above -0.01; model 1 judged on this holdout",
+        "-0.050 to +0.010), the interval must be above -0.01; model 1 judged on this archive",
         "of the holdout groups 3 hold normal patches, 2 hold tumour patches",
     ]

@@ -86,9 +86,9 @@ def test_earlier_looks_at_the_holdout_are_said(made):
     looked = _caveats(
         made, look={"number": 4}, against_baseline={"beats": True, "confidence": 0.9975}
     )
-    assert "model 4 judged on this holdout" in looked
+    assert "model 4 judged on this archive" in looked
     assert "(99.75 % instead of 95 %)" in looked
-    assert "judged on this holdout" not in _caveats(made)
+    assert "judged on this archive" not in _caveats(made)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_report_run_and_gate_say_the_same_of_the_baseline(project):
     rules = {row["rule"]: row for row in _json(project, "reports/registration.json")["rules"]}
     reason = rules["beats_baseline"]["reason"]
     # with too few groups for an interval, the text says what could not be compared, then why
-    assert text.endswith(reason.removesuffix("; model 1 judged on this holdout"))
+    assert text.endswith(reason.removesuffix("; model 1 judged on this archive"))
 
 
 def test_report_says_the_metrics_and_lies_in_the_run(project):

@@ -1,4 +1,4 @@
-"""Looks at a holdout: counted once a model, over every run of the store, deleted ones included."""
+"""Looks at an archive: counted once a model, over every run of the store, deleted ones included."""
 
 import uuid
 
@@ -22,7 +22,7 @@ def new_run(store):  # noqa: ARG001
 
 @pytest.fixture
 def digest():
-    """Of a holdout that nobody looked at."""
+    """Of an archive that nobody looked at."""
     return uuid.uuid4().hex * 2
 
 
@@ -71,8 +71,8 @@ def test_version_of_a_deleted_run_is_judged_all_the_same(store, new_run, digest)
         assert take_look(run_id, digest, "a" * 64) == 1
 
 
-def test_another_holdout_starts_anew(new_run, digest):
-    """Catches a split of new patches that inherits the strictness of an old one."""
+def test_another_archive_starts_anew(new_run, digest):
+    """Catches new patches that inherit the strictness of old ones."""
     run_id, other = new_run(), uuid.uuid4().hex * 2
     take_look(run_id, digest, "a" * 64)
     assert take_look(new_run(), digest, "b" * 64) == 2
