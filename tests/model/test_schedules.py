@@ -40,7 +40,8 @@ def test_contract(name):
 def test_every_schedule_of_params_has_an_entry():
     """Catches a schedule that params.yaml accepts and training doesn't know."""
     specs, _discriminator = get_args(params.Schedule)
-    names = {name for spec in get_args(specs) for name in get_args(spec.__annotations__["name"])}
+    kinds = [spec.model_fields["name"].annotation for spec in get_args(specs)]
+    names = {name for kind in kinds for name in get_args(kind)}
     assert set(SCHEDULES) == set(SPECS) == names
 
 
