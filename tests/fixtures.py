@@ -12,6 +12,7 @@ from src.model import scorer
 from src.params import load_params
 from src.system.durable import sha256_file, write_json
 from src.tracking import runs
+from src.tracking import store as tracking_store
 from tests.evaluated import holdout, labelled_patches, write_evaluation
 from tests.tracking.support import final_folder, model_folder, patches, record
 
@@ -35,6 +36,8 @@ def make_project(
     """
     import keras
 
+    # models judged in another test are no looks at this one's archive
+    monkeypatch.setattr(tracking_store, "EXPERIMENT", f"{tracking_store.EXPERIMENT} {model_name}")
     rows = holdout().assign(split="holdout")
     # a holdout of its own in the session's store, which counts looks
     rows["sha256"] = [hashlib.sha256(f"{model_name} {i}".encode()).hexdigest() for i in rows["id"]]
